@@ -1,0 +1,66 @@
+"""Where an engine gets row caches from, and what it may ask about their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Caches = list[Any]  # one mlx-lm cache per layer, as BatchGenerator takes and returns them
+
+
+@dataclass(frozen=True)
+class HeldBytes:
+    """Real bytes by part, from `nbytes` of evaluated arrays (codes: pages in use x page bytes)."""
+
+    codes: int
+    rings: int
+    snapshots: int
+    other: int
+
+
+class Reservation(Protocol):
+    """Pages and a ring promised to one row. Shared by deep copies; given back when the last of them dies."""
+
+    def release(self) -> None:
+        """Give back what is not yet written. Idempotent."""
+
+
+class Snapshot(Protocol):
+    """A resumable prefix: everything needed to go on at token `length`."""
+
+    length: int
+    nbytes: int
+
+    def release(self) -> None:
+        """Drop page references and arrays. Idempotent."""
+
+
+class KVStore(Protocol):
+    """The caches of one method: packed pages of one artifact, or mlx-lm's own arrays. MLX thread only."""
+
+    artifact_id: str | None
+
+    def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
+        """Whether an empty store could hold `n` rows of `num_tokens` tokens (prompt pages shared)."""
+
+    def reserve(self, num_tokens: int, snapshot: Snapshot | None = None) -> Reservation | None:
+        """Promise room for a row that grows to `num_tokens`, less what `snapshot` already holds; None: not now."""
+
+    def new_row(self, reservation: Reservation, snapshot: Snapshot | None = None) -> Caches:
+        """Caches for `BatchGenerator.insert(caches=)`: empty, or resumed at the snapshot's length."""
+
+    def fork(self, caches: Caches, reservation: Reservation) -> Caches:
+        """An independent continuation of a single row (from `BatchGenerator.extract_cache`) sharing its pages."""
+
+    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> Snapshot | None:
+        """A snapshot of an extracted single row that holds exactly `tokens`, evaluated; None when it does not fit."""
+
+    def flush(self, batches: Iterable[Caches]) -> int:
+        """Write the complete pages of these batch caches when any is due. Between two engine steps. Pages written."""
+
+    def held(self, batches: Iterable[Caches]) -> HeldBytes:
+        """Bytes held now, live batch caches given."""
+
+    def check_integrity(self, batches: Iterable[Caches] = ()) -> None:
+        """Raise PoolError when references, reservations and pages do not add up."""

@@ -1,0 +1,43 @@
+"""Errors of the mathematics and the memory.
+
+QuantError
+├── SpecError       a geometry or option no codec can have
+├── ShapeError      an array's dimensions disagree with the spec
+├── CodecError      fitting refused: unusable samples, NaN activations, singular transform
+├── ArtifactError   a stored codec that cannot be used: corrupt, foreign, of another version
+├── PoolError       the page pool cannot do what was asked
+│   └── PoolFullError   no page is free
+└── KernelError     a back end cannot be used, or a kernel failed its self-test
+"""
+
+
+class QuantError(Exception):
+    """Base of every error raised by quant_core. The message says what, got, allowed, remedy."""
+
+
+class SpecError(QuantError, ValueError):
+    """A geometry or option no codec can have."""
+
+
+class ShapeError(QuantError, ValueError):
+    """An array's dimensions disagree with the spec."""
+
+
+class CodecError(QuantError):
+    """Fitting was refused: unusable samples, NaN activations, a singular transform."""
+
+
+class ArtifactError(QuantError):
+    """A stored codec cannot be used: corrupt, foreign, of another version."""
+
+
+class PoolError(QuantError):
+    """The page pool cannot do what was asked."""
+
+
+class PoolFullError(PoolError):
+    """No page is free."""
+
+
+class KernelError(QuantError):
+    """A back end cannot be used, or a kernel failed its self-test."""

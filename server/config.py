@@ -1,0 +1,128 @@
+"""The one configuration: frozen, equal to config.yaml, unknown keys refused. The only reader of os.environ."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Bits = Annotated[int, Field(ge=1, le=4)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which model is served."""
+
+    name: str = "demo"
+    served_name: str | None = None
+    context_len: PositiveInt | None = None
+    trust_remote_code: bool = False
+
+
+class KVCacheConfig(_Section):
+    """How keys and values are held."""
+
+    method: Literal["vecinfer", "fp16"] = "vecinfer"
+    key_bits: Bits = 2
+    value_bits: Bits = 2
+    transform: Literal["auto", "learned", "smooth_hadamard"] = "auto"
+    codebooks_per_head: Literal[1, 2, 4] | None = None
+    window: PositiveInt = 64
+    num_sink_tokens: Annotated[int, Field(ge=0, le=64)] = 4
+    bucket_len: PositiveInt = 512
+    pool_bytes: Literal["auto"] | PositiveInt = "auto"
+    snapshot_fraction: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    artifact: str | None = None
+    backend: Literal["auto", "metal", "cuda", "reference"] = "auto"
+
+
+class EngineConfig(_Section):
+    """Batching, queueing and time limits."""
+
+    max_num_seqs: PositiveInt = 16
+    max_waiting: PositiveInt = 64
+    prefill_tokens_per_step: PositiveInt | None = None
+    default_max_tokens: PositiveInt = 4096
+    queue_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    watchdog_s: Annotated[float, Field(gt=0)] = 300.0
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 25.0
+    wired_limit: Literal["off", "auto"] | PositiveInt = "off"
+
+
+class CalibrationConfig(_Section):
+    """The first calibration and the defaults of later jobs."""
+
+    auto: bool = True
+    num_samples: PositiveInt | None = None
+    sample_len: PositiveInt | None = None
+    seed: int = 0
+    max_kl: Annotated[float, Field(gt=0)] = 0.25
+    text: Path | None = None
+
+
+class HTTPConfig(_Section):
+    """Listening, keys and limits."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    api_key_file: Path | None = None
+    admin_key_file: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: PositiveInt = 8_000_000
+    keepalive_s: Annotated[float, Field(gt=0)] = 10.0
+
+
+class LogConfig(_Section):
+    """Where logs go; with a file, it is rotated by the server itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: Path | None = None
+    max_bytes: PositiveInt = 10_000_000
+    num_backups: Annotated[int, Field(ge=0)] = 5
+
+
+class ServerConfig(_Section):
+    """Everything in config.yaml."""
+
+    model: ModelConfig = ModelConfig()
+    kv_cache: KVCacheConfig = KVCacheConfig()
+    engine: EngineConfig = EngineConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    http: HTTPConfig = HTTPConfig()
+    log: LogConfig = LogConfig()
+    data_dir: Path | None = None
+
+
+def load_config(path: Path | None) -> ServerConfig:
+    """Read config.yaml (all defaults when `path` is None).
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, unknown or wrong keys; the message names each key.
+    """
+    if path is None:
+        return ServerConfig()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return ServerConfig.model_validate(data or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path} is not a valid configuration:\n" + "\n".join(lines)) from error
+
+
+def user_data_dir(config: ServerConfig) -> Path:
+    """Where models, artifacts and verdicts are kept: data_dir, else $VECINFER_HOME, else ~/.cache/vecinfer."""
+    if config.data_dir is not None:
+        return config.data_dir.expanduser()
+    home = os.environ.get("VECINFER_HOME")
+    return Path(home) if home else Path.home() / ".cache" / "vecinfer"

@@ -1,0 +1,99 @@
+"""What the HTTP layer sees of the engine. `loop.EngineLoop` is the real one; tests use a fake with the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from server.engine.request import EngineEvent, GenerationRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerStatus:
+    """How one layer's cache is held. `bytes_per_token` is measured at the first decode step, else None."""
+
+    index: int
+    kind: str
+    packed: bool
+    bytes_per_token: float | None
+
+
+@dataclass(frozen=True)
+class KVStatus:
+    """The KV memory, from `nbytes` of evaluated arrays.
+
+    Attributes:
+        method: "vecinfer" or "fp16".
+        held_bytes: by part: "codes" (pages in use), "rings", "snapshots", "other" (layers with mlx-lm's cache).
+        table_bytes: codebooks, transforms and means of live artifacts.
+        pages_total, pages_used, pages_reserved: of the pool; reserved counts promised, not yet written pages.
+        budget_bytes: the one byte budget.
+        tokens_held: tokens of running conversations.
+        fp16_bytes: what a float16 cache would hold for those tokens.
+    """
+
+    method: str
+    held_bytes: dict[str, int]
+    table_bytes: int
+    pages_total: int
+    pages_used: int
+    pages_reserved: int
+    budget_bytes: int
+    tokens_held: int
+    fp16_bytes: int
+    layers: tuple[LayerStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """A snapshot of the engine for /admin/status, /readyz and /metrics, safe to read from any thread."""
+
+    state: str  # "loading" | "calibrating" | "ready" | "unready" | "draining" | "failed"
+    detail: str
+    progress: float | None
+    model_id: str
+    context_len: int
+    num_running: int
+    num_waiting: int
+    last_token_age_s: float | None
+    active_artifact: str | None
+    live_artifacts: tuple[str, ...]
+    backend: str
+    kv: KVStatus | None
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One model behind one MLX thread."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """mlx-lm's TokenizerWrapper; read-only use (encode, chat template) is allowed from any one other thread."""
+
+    def status(self) -> EngineStatus:
+        """The current state; cheap, never blocks on the MLX thread."""
+
+    def submit(self, request: GenerationRequest) -> AsyncIterator[EngineEvent]:
+        """Queue a request; its events follow, ending with exactly one terminal event.
+
+        Raises (at the call, before the first event):
+            ContextLengthError: prompt + max_tokens can never fit (context or pool).
+            QueueFullError: the waiting queue is full; carries `retry_after_s`.
+            NotReadyError: loading, calibrating, draining or failed.
+        """
+
+    def abort(self, request_id: str, reason: str) -> None:
+        """End a request at any stage; its pages are free within one step. Unknown ids are ignored."""
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a short function on the MLX thread, between two steps."""
+
+    def run_job(self, slices: Generator[Any, None, T]) -> Future[T]:
+        """Advance a generator on the MLX thread, one slice between decode steps, until it returns.
+
+        Cancelling the future closes the generator (GeneratorExit at its current `yield`).
+        """

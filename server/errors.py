@@ -1,0 +1,100 @@
+"""Errors of the server and their OpenAI form.
+
+ServerError                (status, code, param)
+├── BadRequestError        400 invalid_request_error
+│   └── ContextLengthError 400 context_length_exceeded
+├── AuthenticationError    401 invalid_api_key
+├── PermissionDeniedError  403
+├── NotFoundError          404
+├── ConflictError          409
+├── QueueFullError         429 with Retry-After
+├── NotReadyError          503
+└── ConfigError            at start only: config.yaml, environment, command line
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base: an error with an HTTP status, an OpenAI type and code, and the parameter it is about."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The OpenAI error body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class BadRequestError(ServerError):
+    """The request is malformed or asks for something unsupported."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthError(BadRequestError):
+    """Prompt and max_tokens can never fit the model's context or the pool."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(ServerError):
+    """No key, or a wrong one."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(ServerError):
+    """A valid caller who may not do this."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFoundError(ServerError):
+    """No such model, job, artifact or route."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class ConflictError(ServerError):
+    """The state of the server does not allow this now."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class QueueFullError(ServerError):
+    """The waiting queue is full."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(ServerError):
+    """Loading, calibrating, draining or failed."""
+
+    status = 503
+    type = "server_error"
+    code = "not_ready"
+
+
+class ConfigError(ServerError):
+    """config.yaml, environment or command line is wrong; only raised at start."""
