@@ -40,12 +40,15 @@ class PagedCodes:
         page_table: `[B, max_pages]` int32; entries beyond a row's pages are 0 and must not be read.
         num_pages: per row, how many of its pages are written (host integers).
         layer: sizes and offsets of this layer inside a page.
+        pages_per_slab, page_bytes: where page p starts, see `pool`.
     """
 
     pool: mx.array
     page_table: mx.array
     num_pages: tuple[int, ...]
     layer: LayerLayout
+    pages_per_slab: int
+    page_bytes: int
 
 
 class KernelBackend(Protocol):

@@ -1,0 +1,275 @@
+"""The packed KV store: rows, rings and snapshots of one artifact inside one byte budget."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from quant_core import patch
+from quant_core.backends.base import KernelBackend
+from quant_core.backends.registry import choose_backend
+from quant_core.cache.flush import flush_rows
+from quant_core.cache.layout import PageLayout
+from quant_core.cache.page_table import PageReservation
+from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
+from quant_core.cache.row import Row
+from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
+from quant_core.cache.store import Caches, HeldBytes
+from quant_core.cache.vq_cache import BatchVQCache, PackedLayer, VQCache
+from quant_core.codec import ModelCodec
+from quant_core.errors import PoolError
+from quant_core.spec import PAGE_SIZE
+
+
+@dataclass(frozen=True)
+class LayerProof:
+    """What one layer of a live cache turned out to be: its class, whether it is packed, its bytes per token."""
+
+    index: int
+    kind: str
+    packed: bool
+    bytes_per_token: float
+
+
+@dataclass
+class MemoryPlan:
+    """How the byte budget is split, shared by the stores of all live artifacts.
+
+    Attributes:
+        pool: the page array.
+        max_rings: rows that may hold a ring at once.
+        max_snapshot_bytes: bytes all snapshots' exact tails may take.
+        budget_bytes: the whole: pool, rings and snapshots.
+        num_rings, snapshot_bytes: in use now.
+    """
+
+    pool: Pool
+    max_rings: int
+    max_snapshot_bytes: int
+    budget_bytes: int
+    num_rings: int = 0
+    snapshot_bytes: int = 0
+
+
+class PackedReservation:
+    """Pages and a ring promised to one row. Given back when its row ends, or by `release`."""
+
+    def __init__(self, pages: PageReservation, plan: MemoryPlan) -> None:
+        self.pages = pages
+        self._plan: MemoryPlan | None = plan
+        plan.num_rings += 1
+
+    def release(self) -> None:
+        """Give back what is not yet written, and the ring. Idempotent."""
+        if self._plan is not None:
+            self._plan.num_rings -= 1
+            self._plan = None
+            self.pages.release()
+
+    def attach(self) -> None:
+        """One more row counts on this promise."""
+        self.pages.attach()
+
+    def detach(self) -> None:
+        """A row ended; with the last one the promise ends."""
+        if self.pages.detach():
+            self.release()
+
+    def take(self) -> bool:
+        """Use one promised page, if any is left."""
+        return self.pages.take()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedReservation:
+        return self
+
+
+def page_layout(codec: ModelCodec) -> PageLayout:
+    """The page geometry of an artifact."""
+    return PageLayout.of({i: (c.num_kv_heads, c.keys.spec, c.values.spec) for i, c in codec.layers.items()})
+
+
+def ring_bytes(codec: ModelCodec) -> int:
+    """Bytes of one row's rings and sinks, all layers."""
+    slots = codec.window.ring_slots + codec.window.num_sink_tokens
+    dims = (c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in codec.layers.values())
+    return sum(2 * slots * d for d in dims)
+
+
+def plan_memory(codec: ModelCodec, budget_bytes: int, max_rings: int, snapshot_fraction: float = 0.2) -> MemoryPlan:
+    """Split a byte budget into rings, snapshots and the page pool, which is allocated here.
+
+    Raises:
+        PoolError: the budget does not hold the rings and one page; the message says how many bytes would.
+    """
+    page_bytes = page_layout(codec).page_bytes
+    rings = max_rings * ring_bytes(codec)
+    snapshots = int((budget_bytes - rings) * snapshot_fraction)
+    left = budget_bytes - rings - snapshots
+    if left < page_bytes:
+        raise PoolError(
+            f"a budget of {budget_bytes:,} bytes holds no page of {page_bytes:,} bytes beside {max_rings} rings of "
+            f"{ring_bytes(codec):,} bytes; raise kv_cache.pool_bytes or lower engine.max_num_seqs"
+        )
+    per_slab = max(1, min(SLAB_BYTES, left) // page_bytes)
+    pool = Pool(left // (per_slab * page_bytes) * per_slab * page_bytes, per_slab * page_bytes)
+    return MemoryPlan(pool, max_rings, snapshots, budget_bytes)
+
+
+class PackedStore:
+    """KVStore of one artifact. MLX thread only.
+
+    Args:
+        model: the mlx-lm model; layers missing in the codec keep mlx-lm's own cache.
+        codec: the artifact.
+        plan: memory, shared with the other live artifact's store if there is one.
+        backend: None chooses the best one here.
+    """
+
+    def __init__(self, model: Any, codec: ModelCodec, plan: MemoryPlan, backend: KernelBackend | None = None) -> None:
+        patch.install()
+        self.artifact_id: str | None = codec.artifact_id
+        self.codec = codec
+        self.plan = plan
+        self.backend = backend or choose_backend("auto")
+        self._model = model
+        self.arena = Arena(plan.pool, page_layout(codec))
+        self.layers = {i: PackedLayer(i, c, codec, self.arena, self.backend) for i, c in codec.layers.items()}
+        self._snapshots: set[PackedSnapshot] = set()
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages a row of `num_tokens` tokens fills."""
+        return num_tokens // PAGE_SIZE
+
+    def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
+        """Whether an empty store could hold `n` rows of `num_tokens` tokens."""
+        return self.pages_for(num_tokens) * n <= self.arena.table.capacity and n <= self.plan.max_rings
+
+    def reserve(self, num_tokens: int, snapshot: PackedSnapshot | None = None) -> PackedReservation | None:
+        """Promise pages for `num_tokens` tokens (less the snapshot's) and a ring; None: not now."""
+        if self.plan.num_rings >= self.plan.max_rings:
+            return None
+        shared = snapshot.num_pages if snapshot is not None else 0
+        pages = self.arena.table.reserve(max(0, self.pages_for(num_tokens) - shared))
+        return None if pages is None else PackedReservation(pages, self.plan)
+
+    def new_row(self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None) -> Caches:
+        """Caches of a fresh row, or of one resumed at the snapshot."""
+        if snapshot is None:
+            return self._caches(Row(self.arena.table, [], reservation), {}, 0, {})
+        assert snapshot.row is not None  # a released snapshot is in no index
+        pages = list(snapshot.row.pages)
+        self.arena.table.add_reference(pages)
+        start = len(pages) * PAGE_SIZE
+        row = Row(self.arena.table, pages, reservation, exact_from=start)
+        rings = {i: resumed_rings(t, start, snapshot.length, self.codec.window) for i, t in snapshot.tails.items()}
+        others = {i: copy.deepcopy(c) for i, c in snapshot.others.items()}
+        return self._caches(row, rings, snapshot.length, others)
+
+    def fork(self, caches: Caches, reservation: PackedReservation | None) -> Caches:
+        """An independent continuation of a single row, with its own promise."""
+        source = next(c for c in caches if isinstance(c, VQCache))
+        self.arena.table.add_reference(source.rows[0].pages)
+        row = Row(self.arena.table, list(source.rows[0].pages), reservation, source.rows[0].exact_from)
+        forks: Caches = []
+        for cache in caches:
+            if isinstance(cache, VQCache):
+                fork = VQCache(cache.layer, row, cache.lengths[0], cache.rings)
+                fork.pending = [list(cache.pending[0])]
+                forks.append(fork)
+            else:
+                forks.append(copy.deepcopy(cache))
+        return forks
+
+    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> PackedSnapshot | None:
+        """A snapshot of an extracted row holding exactly `tokens`; None when snapshots have no room for it."""
+        first = next(c for c in caches if isinstance(c, VQCache))
+        if first.lengths[0] != len(tokens):
+            raise PoolError(f"the row holds {first.lengths[0]} tokens, {len(tokens)} were given")
+        flush_rows(first.rows, self.arena, self.backend, ahead=1)
+        taken = take_snapshot(caches, tokens, self.arena, self.codec.window)
+        if self.plan.snapshot_bytes + taken.nbytes > self.plan.max_snapshot_bytes:
+            taken.release()
+            return None
+        self.plan.snapshot_bytes += taken.nbytes
+        self._snapshots.add(taken)
+        taken.on_release = self._forget
+        return taken
+
+    def flush(self, batches: Iterable[Caches]) -> int:
+        """Write the complete pages of these batches if any is due."""
+        return flush_rows(_rows(batches), self.arena, self.backend, ahead=1)
+
+    def held(self, batches: Iterable[Caches]) -> HeldBytes:
+        """Bytes held now: pages in use, rings of live batches, snapshots, and caches of layers that are not packed."""
+        caches = [c for batch in batches for c in batch]
+        packed = [c for c in caches if isinstance(c, BatchVQCache)]
+        pending = sum(p.keys.nbytes + p.values.nbytes for c in packed for row in c.pending for p in row)
+        return HeldBytes(
+            codes=self.arena.table.num_used * self.arena.layout.page_bytes + pending,
+            rings=sum(c.ring_bytes for c in packed),
+            snapshots=sum(s.nbytes for s in self._snapshots),
+            other=sum(_nbytes(c) for c in caches if not isinstance(c, BatchVQCache)),
+        )
+
+    def prove(self, caches: Caches) -> tuple[LayerProof, ...]:
+        """What each layer of a live batch really is.
+
+        Raises:
+            PoolError: a layer of the artifact is not packed, or holds more bytes than codes and rings explain.
+        """
+        proofs = []
+        for index, cache in enumerate(caches):
+            packed = isinstance(cache, BatchVQCache)
+            if index in self.codec.layers and not packed:
+                raise PoolError(f"layer {index} should be packed but its live cache is {type(cache).__name__}")
+            tokens = sum(cache.lengths) if packed else max(1, _tokens(cache))
+            proofs.append(LayerProof(index, type(cache).__name__, packed, _nbytes(cache) / max(1, tokens)))
+        return tuple(proofs)
+
+    def check_integrity(self, batches: Iterable[Caches] = ()) -> None:
+        """Raise PoolError when references, promises and bytes do not add up."""
+        rows = {id(row): row for row in _rows(batches)}
+        holders = [row.pages for row in rows.values()]
+        holders += [s.row.pages for s in self._snapshots if s.row is not None]
+        self.arena.table.check_integrity(holders)
+        bytes_now = sum(s.nbytes for s in self._snapshots)
+        if bytes_now > self.plan.snapshot_bytes:
+            raise PoolError(f"snapshots hold {bytes_now} bytes, {self.plan.snapshot_bytes} are counted")
+
+    def _forget(self, snapshot: PackedSnapshot) -> None:
+        self._snapshots.discard(snapshot)
+        self.plan.snapshot_bytes -= snapshot.nbytes
+
+    def _caches(self, row: Row, rings: dict[int, Any], length: int, others: dict[int, Any]) -> Caches:
+        caches = make_prompt_cache(self._model)
+        for index, layer in self.layers.items():
+            caches[index] = VQCache(layer, row, length, rings.get(index))
+        for index, cache in others.items():
+            caches[index] = cache
+        return list(caches)
+
+
+def build_caches(model: Any, codec: ModelCodec, backend: KernelBackend | None = None) -> Caches:
+    """One row's caches for `mlx_lm.generate(prompt_cache=)`, with a page pool of their own that grows as needed."""
+    page_bytes = page_layout(codec).page_bytes
+    plan = MemoryPlan(Pool(8 * page_bytes, page_bytes, growable=True), 1, 0, 0)
+    return PackedStore(model, codec, plan, backend).new_row(None)
+
+
+def _rows(batches: Iterable[Caches]) -> list[Row]:
+    rows = {id(r): r for batch in batches for c in batch if isinstance(c, BatchVQCache) for r in c.rows}
+    return list(rows.values())
+
+
+def _tokens(cache: Any) -> int:
+    offset = cache.offset
+    return int(offset.sum().item()) if isinstance(offset, mx.array) else int(offset)
+
+
+def _nbytes(cache: Any) -> int:
+    return 0 if cache.empty() else int(cache.nbytes)

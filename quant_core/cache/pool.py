@@ -1,0 +1,99 @@
+"""The one byte array all codes live in, written in place between engine steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from quant_core.backends.base import PagedCodes
+from quant_core.cache.layout import LayerLayout, PageLayout
+from quant_core.cache.page_table import PageTable, SlabAllocator
+from quant_core.cache.row import Row
+from quant_core.errors import PoolError
+
+SLAB_BYTES = 16 << 20
+
+
+class Pool:
+    """`[num_slabs, slab_bytes]` uint8, allocated once.
+
+    Args:
+        num_bytes: size; rounded down to whole slabs.
+        slab_bytes: size of a slab; a slab holds pages of one geometry.
+        growable: grow by doubling instead of running full. For use without an engine only: growing copies.
+    """
+
+    def __init__(self, num_bytes: int, slab_bytes: int = SLAB_BYTES, *, growable: bool = False) -> None:
+        slab_bytes = min(slab_bytes, num_bytes)
+        if slab_bytes < 1:
+            raise PoolError(f"a pool of {num_bytes} bytes holds nothing; raise kv_cache.pool_bytes")
+        self.slab_bytes = slab_bytes
+        self.growable = growable
+        self.slabs = SlabAllocator(num_bytes // slab_bytes)
+        self.array = mx.zeros((self.slabs.num_slabs, slab_bytes), mx.uint8)
+        mx.eval(self.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return int(self.array.nbytes)
+
+    def grow(self) -> None:
+        """Double the array (a copy)."""
+        num_slabs = self.slabs.num_slabs
+        self.array = mx.concatenate([self.array, mx.zeros_like(self.array)])
+        mx.eval(self.array)
+        self.slabs.grow(num_slabs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pool:
+        return self
+
+
+class Arena:
+    """The pages of one artifact in a pool: page table, layout and the writes."""
+
+    def __init__(self, pool: Pool, layout: PageLayout) -> None:
+        self.pool = pool
+        self.layout = layout
+        self.table = PageTable(pool.slabs, pool.slab_bytes // layout.page_bytes)
+        self._device_table: tuple[tuple[int, ...], mx.array] | None = None
+
+    def allocate(self, reservation: Any) -> int:
+        """A page; grows a growable pool rather than failing."""
+        if self.pool.growable and reservation is None and self.table.num_available < 1:
+            self.pool.grow()
+        return self.table.allocate(reservation)
+
+    def write(self, pages: Sequence[int], contents: mx.array) -> None:
+        """Write `contents [n, page_bytes]` uint8, evaluated, into `pages`, in place.
+
+        The caller has called `mx.synchronize()` and holds no view of the pool, else MLX copies the whole array.
+        """
+        per_slab, size = self.table.pages_per_slab, self.layout.page_bytes
+        for index, page in enumerate(pages):
+            start = page % per_slab * size
+            self.pool.array[page // per_slab, start : start + size] = contents[index]
+        mx.eval(self.pool.array)
+
+    def codes(self, rows: Sequence[Row], layer: LayerLayout) -> PagedCodes:
+        """The pages of a batch of rows as a back end reads them. The device table is shared by all layers of a step."""
+        key = tuple(row.version for row in rows)
+        if self._device_table is None or self._device_table[0] != key:
+            table = np.zeros((len(rows), max(1, *(len(row.pages) for row in rows))), np.int32)
+            for index, row in enumerate(rows):
+                table[index, : len(row.pages)] = row.pages
+            self._device_table = key, mx.array(table)
+        return PagedCodes(
+            self.pool.array,
+            self._device_table[1],
+            tuple(len(row.pages) for row in rows),
+            layer,
+            self.table.pages_per_slab,
+            self.layout.page_bytes,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arena:
+        return self

@@ -1,0 +1,386 @@
+"""The caches mlx-lm sees: one layer of one row (VQCache) or of a batch of rows (BatchVQCache)."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import _BaseCache
+
+from quant_core import attention
+from quant_core.attention import ExactColumns, PendingCodes, PrefillRow
+from quant_core.backends.base import KernelBackend, RingArrays
+from quant_core.cache.flush import flush_rows
+from quant_core.cache.pool import Arena
+from quant_core.cache.row import Row
+from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.errors import KernelError, PoolError
+from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, WindowSpec
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """What all rows of one layer share."""
+
+    index: int
+    codec: LayerCodec
+    model_codec: ModelCodec
+    arena: Arena
+    backend: KernelBackend
+
+    @property
+    def window(self) -> WindowSpec:
+        """Which tokens stay exact."""
+        return self.model_codec.window
+
+    def empty_rings(self, num_rows: int) -> RingArrays:
+        """Rings and sinks of `num_rows` fresh rows."""
+        heads, w = self.codec.num_kv_heads, self.window
+        dk, dv = self.codec.keys.spec.head_dim, self.codec.values.spec.head_dim
+
+        def zeros(slots: int, dim: int) -> mx.array:
+            return mx.zeros((num_rows, heads, slots, dim), mx.float16)
+
+        s = w.num_sink_tokens
+        return RingArrays(zeros(w.ring_slots, dk), zeros(w.ring_slots, dv), zeros(s, dk), zeros(s, dv))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLayer:
+        return self
+
+
+class DecodeView:
+    """What a decode step's attention reads: everything lies in rings and pool."""
+
+    def __init__(self, layer: PackedLayer, rings: RingArrays, rows: Sequence[Row], starts: tuple[int, ...]) -> None:
+        self._layer, self._rings, self._rows, self._starts = layer, rings, rows, starts
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """Fused attention over codes and exact tokens."""
+        layer = self._layer
+        codes = layer.arena.codes(self._rows, layer.arena.layout.layers[layer.index])
+        return layer.backend.vq_attention(
+            queries, scale, self._starts, self._rings, codes, layer.codec, layer.window
+        )
+
+
+class PrefillView:
+    """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch."""
+
+    def __init__(self, layer: PackedLayer, rows: Sequence[PrefillRow | None], lengths: Sequence[int], live: Any) -> None:
+        self._layer, self._rows, self._lengths, self._live = layer, rows, lengths, live
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """Streaming attention; evaluates, since lazy evaluation would keep many layers alive."""
+        layer, out = self._layer, []
+        for b, (view, length) in enumerate(zip(self._rows, self._lengths, strict=True)):
+            padding = queries.shape[2] - length
+            dim = layer.codec.values.spec.head_dim
+            if view is None:
+                out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
+                continue
+            row = attention.prefill_attention(
+                queries[b, :, :length], scale, view, layer.codec, layer.window, layer.backend
+            )
+            out.append(mx.pad(row, [(0, 0), (0, padding), (0, 0)]) if padding else row)
+        stacked = mx.stack(out)
+        mx.eval(stacked, self._live)
+        return stacked
+
+
+class BatchVQCache(_BaseCache):  # type: ignore[misc]
+    """One packed layer of a batch of rows: rings as arrays, codes in the pool, nothing padded.
+
+    Implements mlx-lm's whole batch protocol; merge, extend, filter and extract are list operations plus small arrays.
+    """
+
+    # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.patch).
+    bits = 8
+    group_size = 64
+
+    def __init__(self, layer: PackedLayer, rows: list[Row], lengths: list[int], rings: RingArrays | None = None) -> None:
+        self.layer = layer
+        self.rows = rows
+        self.lengths = lengths
+        self.rings = rings if rings is not None else layer.empty_rings(len(rows))
+        self.pending: list[list[PendingCodes]] = [[] for _ in rows]
+        self._left: list[int] | None = None
+        self._hold_rows()
+
+    # What attention calls
+
+    @property
+    def offset(self) -> Any:
+        """Position of each row's next token: `[B]` int32, a fresh array (an unread field would grow the graph)."""
+        return mx.array(self.lengths, mx.int32)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Take the new keys and values `[B, Hkv, L, D]`; returns the view to attend to, twice."""
+        starts, num_new = tuple(self.lengths), keys.shape[2]
+        lengths = self._take_lengths(num_new)
+        if self.layer.index == min(self.layer.arena.layout.layers):
+            flush_rows(self.rows, self.layer.arena, self.layer.backend, ahead=num_new)
+        if num_new <= MAX_DECODE_LEN:
+            self.rings = self.layer.backend.vq_append(
+                keys, values, starts, lengths, self.rings, self.layer.codec, self.layer.window
+            )
+            self._advance(lengths)
+            view: Any = DecodeView(self.layer, self.rings, list(self.rows), starts)
+        else:
+            view = self._prefill(keys, values, starts, lengths)
+        return view, view
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:  # noqa: N803
+        """None or "causal": rows are never padded, and attention knows each row's positions."""
+        if window_size is not None:
+            raise KernelError(f"a sliding window of {window_size} tokens cannot be packed; this layer needs mlx-lm's cache")
+        return "causal" if N > 1 else None
+
+    # mlx-lm's batch protocol
+
+    def prepare(
+        self, *, left_padding: Any = None, lengths: Sequence[int] | None = None, right_padding: Any = None
+    ) -> None:
+        """Announce the true number of new tokens per row of the right-padded prompt that follows."""
+        if left_padding is not None and max(left_padding) > 0:
+            raise PoolError("left padding is not supported: rows keep their own lengths")
+        self._left = list(lengths) if lengths is not None else None
+
+    def finalize(self) -> None:
+        """Nothing to roll: padding was never stored."""
+        self._left = None
+
+    def filter(self, batch_indices: Any) -> None:
+        """Keep the rows at `batch_indices`, in that order."""
+        keep = [int(i) for i in (batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices)]
+        self.rows = [self.rows[i] for i in keep]
+        self.lengths = [self.lengths[i] for i in keep]
+        self.pending = [self.pending[i] for i in keep]
+        self.rings = _map_rings(lambda a: a[mx.array(keep)], self.rings)
+
+    def extend(self, other: BatchVQCache) -> None:
+        """Append the rows of `other`."""
+        self._check_same_artifact(other)
+        self.rows = self.rows + other.rows
+        self.lengths = self.lengths + other.lengths
+        self.pending = self.pending + other.pending
+        self.rings = _concat_rings([self.rings, other.rings])
+        self._hold_rows()
+
+    def extract(self, idx: int) -> VQCache:
+        """Row `idx` alone, as a fork: the pages are shared, what either writes later is its own."""
+        row = self.rows[idx].fork_for(self.layer.index)
+        cache = VQCache(self.layer, row, self.lengths[idx], _map_rings(lambda a: a[idx : idx + 1], self.rings))
+        cache.pending = [list(self.pending[idx])]
+        return cache
+
+    @classmethod
+    def merge(cls, caches: Sequence[BatchVQCache]) -> BatchVQCache:
+        """A batch of the rows of `caches`, which may be empty; never anything but a packed cache."""
+        for cache in caches[1:]:
+            caches[0]._check_same_artifact(cache)
+        batch = BatchVQCache(
+            caches[0].layer,
+            [row for c in caches for row in c.rows],
+            [n for c in caches for n in c.lengths],
+            _concat_rings([c.rings for c in caches]),
+        )
+        batch.pending = [p for c in caches for p in c.pending]
+        return batch
+
+    def is_trimmable(self) -> bool:
+        """True; `trim` says how far."""
+        return True
+
+    def trim(self, n: int) -> int:
+        """Forget the last `n` tokens of every row: n if the rings cover it (16 always), else 0 and no change."""
+        window = self.layer.window
+        for row, length in zip(self.rows, self.lengths, strict=True):
+            needed = window.num_code_pages(length - n) * PAGE_SIZE
+            if n > length or needed < max(length - window.ring_slots, row.exact_from):
+                return 0
+        for b, row in enumerate(self.rows):
+            self.lengths[b] -= n
+            pages = self.lengths[b] // PAGE_SIZE
+            row.truncate(pages)
+            self.pending[b] = [_cut(p, pages) for p in self.pending[b] if p.first_page < pages]
+        return n
+
+    def size(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths, default=0)
+
+    def empty(self) -> bool:
+        """Whether no row holds a token."""
+        return self.size() == 0
+
+    @property
+    def state(self) -> Any:
+        """Every array that a step must materialise."""
+        return (
+            [self.rings.ring_keys, self.rings.ring_values, self.rings.sink_keys, self.rings.sink_values],
+            [(p.keys, p.values) for row in self.pending for p in row],
+        )
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        raise PoolError("a packed cache's state lies in the pool; use quant_core.cache.files to save and load it")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this layer: rings, sinks, pending codes, and its part of each row's pages."""
+        part = self.layer.arena.layout.layers[self.layer.index].nbytes
+        return (
+            self.ring_bytes
+            + sum(len(row.pages) * part for row in self.rows)
+            + sum(p.keys.nbytes + p.values.nbytes for row in self.pending for p in row)
+        )
+
+    @property
+    def ring_bytes(self) -> int:
+        """Bytes of rings and sinks."""
+        r = self.rings
+        return int(r.ring_keys.nbytes + r.ring_values.nbytes + r.sink_keys.nbytes + r.sink_values.nbytes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchVQCache:
+        new = type(self).__new__(type(self))
+        new.layer = self.layer
+        new.rows = [copy.deepcopy(row, memo) for row in self.rows]
+        new.lengths = list(self.lengths)
+        new.rings = self.rings
+        new.pending = [list(p) for p in self.pending]
+        new._left = self._left
+        new._hold_rows()
+        return new
+
+    # Internals
+
+    def _hold_rows(self) -> None:
+        me = weakref.ref(self)
+        for row in self.rows:
+            row.layers[self.layer.index] = me
+
+    def _check_same_artifact(self, other: BatchVQCache) -> None:
+        if other.layer is not self.layer:
+            raise PoolError(
+                f"rows of artifact {other.layer.model_codec.artifact_id} cannot join a batch of "
+                f"{self.layer.model_codec.artifact_id}"
+            )
+
+    def _take_lengths(self, num_new: int) -> tuple[int, ...]:
+        if self._left is None:
+            return (num_new,) * len(self.rows)
+        taken = tuple(min(num_new, left) for left in self._left)
+        self._left = [left - t for left, t in zip(self._left, taken, strict=True)]
+        return taken
+
+    def _advance(self, lengths: Sequence[int]) -> None:
+        self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
+
+    def _prefill(
+        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
+    ) -> PrefillView:
+        layer, before = self.layer, self.rings
+        exact = [
+            None if n == 0 else self._exact_columns(before, keys[b : b + 1], values[b : b + 1], b, s, n)
+            for b, (s, n) in enumerate(zip(starts, lengths, strict=True))
+        ]
+        self.rings = layer.backend.vq_append(keys, values, starts, lengths, before, layer.codec, layer.window)
+        codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
+        views: list[PrefillRow | None] = []
+        for b, columns in enumerate(exact):
+            if columns is None:
+                views.append(None)
+                continue
+            self.pending[b].extend(self._encode_complete(columns, starts[b], starts[b] + lengths[b]))
+            views.append(PrefillRow(starts[b], self._visible(columns, starts[b]), codes, b, tuple(self.pending[b])))
+        self._advance(lengths)
+        return PrefillView(layer, views, lengths, self.state)
+
+    def _exact_columns(
+        self, rings: RingArrays, keys: mx.array, values: mx.array, b: int, start: int, length: int
+    ) -> ExactColumns:
+        """Sinks, the ring's tokens from the last unencoded or visible page on, and the chunk, all in code space."""
+        layer, window = self.layer, self.layer.window
+        own = np.arange(start, start + length)
+        k = attention.code_space.keys_in(keys[:, :, :length], own[None], layer.codec, window.bucket_len)
+        v = attention.code_space.values_in(values[:, :, :length], layer.codec)
+        begin = window.num_code_pages(start) * PAGE_SIZE
+        old = np.arange(begin, start)
+        slots = mx.array((old % window.ring_slots).astype(np.int32))
+        sinks = min(window.num_sink_tokens, start)
+        k, v = k[0].astype(mx.float16), v[0].astype(mx.float16)
+        return ExactColumns(
+            mx.concatenate([rings.sink_keys[b, :, :sinks], rings.ring_keys[b][:, slots], k], axis=1),
+            mx.concatenate([rings.sink_values[b, :, :sinks], rings.ring_values[b][:, slots], v], axis=1),
+            np.concatenate([np.arange(sinks), old, own]),
+            sinks,
+        )
+
+    def _visible(self, columns: ExactColumns, start: int) -> ExactColumns:
+        """With the sinks of this very chunk in the sinks' place, so that each sink is one column."""
+        sinks = self.layer.window.num_sink_tokens
+        fresh = max(0, min(sinks, int(columns.positions[-1]) + 1) - columns.num_sinks)
+        if fresh == 0:
+            return columns
+        # The chunk begins inside the sinks: its first columns are sinks too; they lie right behind the old ones.
+        old = int(np.searchsorted(columns.positions[columns.num_sinks :], columns.num_sinks))
+        keep = np.r_[0 : columns.num_sinks, columns.num_sinks + old : len(columns.positions)]
+        index = mx.array(keep.astype(np.int32))
+        return ExactColumns(
+            columns.keys[:, index], columns.values[:, index], columns.positions[keep], columns.num_sinks + fresh
+        )
+
+    def _encode_complete(self, columns: ExactColumns, start: int, end: int) -> list[PendingCodes]:
+        """Codes of the pages this chunk completes."""
+        first, last = start // PAGE_SIZE, end // PAGE_SIZE
+        if first == last:
+            return []
+        offset = columns.num_sinks + first * PAGE_SIZE - int(columns.positions[columns.num_sinks])
+        span = slice(offset, offset + (last - first) * PAGE_SIZE)
+        codec, backend = self.layer.codec, self.layer.backend
+        return [
+            PendingCodes(
+                first,
+                backend.vq_encode(columns.keys[:, span], codec.keys),
+                backend.vq_encode(columns.values[:, span], codec.values),
+            )
+        ]
+
+
+class VQCache(BatchVQCache):
+    """One packed layer of a single row, with mlx-lm's single-cache interface (`offset` is an int)."""
+
+    def __init__(self, layer: PackedLayer, row: Row, length: int = 0, rings: RingArrays | None = None) -> None:
+        super().__init__(layer, [row], [length], rings)
+
+    @property
+    def offset(self) -> Any:
+        """Position of the next token."""
+        return self.lengths[0]
+
+
+def _map_rings(function: Any, rings: RingArrays) -> RingArrays:
+    return RingArrays(
+        function(rings.ring_keys), function(rings.ring_values), function(rings.sink_keys), function(rings.sink_values)
+    )
+
+
+def _concat_rings(rings: Sequence[RingArrays]) -> RingArrays:
+    if len(rings) == 1:
+        return rings[0]
+    return RingArrays(
+        mx.concatenate([r.ring_keys for r in rings]),
+        mx.concatenate([r.ring_values for r in rings]),
+        mx.concatenate([r.sink_keys for r in rings]),
+        mx.concatenate([r.sink_values for r in rings]),
+    )
+
+
+def _cut(pending: PendingCodes, num_pages: int) -> PendingCodes:
+    tokens = min(pending.num_pages, num_pages - pending.first_page) * PAGE_SIZE
+    return PendingCodes(pending.first_page, pending.keys[:, :tokens], pending.values[:, :tokens])

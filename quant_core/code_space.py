@@ -1,0 +1,95 @@
+"""Into code space and back: bucket-relative keys, centring, transform (DESIGN section 2).
+
+With R(p) the layer's rotary rotation and b the start of the bucket that position p lies in:
+
+    k~ = (R(-b) k - mean_k) T_k         v~ = (v - mean_v) T_v         q~_b = R(-b) q T_k^-T
+
+so that `q~_b . k~ + R(-b)q . mean_k = q . k`, and `o = o~ T_v^-1 + mean_v`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.rotary import Rotary
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class BucketQueries:
+    """Queries as each bucket reads them.
+
+    Attributes:
+        vectors: `[nb, Hkv, N, D]` float32, q~_b of N = (Hq / Hkv) * L queries per KV head.
+        mean_scores: `[nb, Hkv, N]` float32, R(-b)q . mean_k: added to the bucket's scores.
+    """
+
+    vectors: mx.array
+    mean_scores: mx.array
+
+
+@lru_cache(maxsize=64)
+def bucket_table(rotary: Rotary, bucket_len: int, num_buckets: int) -> tuple[mx.array, mx.array]:
+    """cos and sin of every bucket start, `[num_buckets, dims/2]` float32."""
+    return rotary.tables(np.arange(num_buckets) * bucket_len)
+
+
+def _bucket_angles(rotary: Rotary, bucket_len: int, positions: Positions) -> tuple[mx.array, mx.array]:
+    """cos and sin for R(b) of each position's bucket, `[..., dims/2]`."""
+    buckets = positions // bucket_len
+    size = 8
+    while size <= buckets.max(initial=0):
+        size *= 2
+    cos, sin = bucket_table(rotary, bucket_len, size)
+    index = mx.array(buckets.astype(np.int32))
+    return cos[index], sin[index]
+
+
+def keys_in(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
+    """`k~ [B, Hkv, T, D]` float32 of raw keys `[B, Hkv, T, D]` at `positions [B, T]`."""
+    x = keys.astype(mx.float32)
+    if codec.rotary is not None:
+        cos, sin = _bucket_angles(codec.rotary, bucket_len, positions)
+        x = codec.rotary.apply(x, cos[:, None], -sin[:, None])
+    return _project(x, codec.keys)
+
+
+def values_in(values: mx.array, codec: LayerCodec) -> mx.array:
+    """`v~ [B, Hkv, T, D]` float32 of raw values `[B, Hkv, T, D]`."""
+    return _project(values.astype(mx.float32), codec.values)
+
+
+def keys_out(vectors: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
+    """Raw keys `[Hkv, T, D]` float32 of `k~ [Hkv, T, D]` at `positions [T]`: `R(b)(k~ T^-1 + mean)`."""
+    x = vectors.astype(mx.float32) @ codec.keys.inverse + codec.keys.mean[:, None]
+    if codec.rotary is None:
+        return x
+    return codec.rotary.apply(x, *_bucket_angles(codec.rotary, bucket_len, positions))
+
+
+def values_out(vectors: mx.array, codec: LayerCodec) -> mx.array:
+    """Raw values `[Hkv, T, D]` float32 of `v~ [Hkv, T, D]`; also turns `o~` into `o`."""
+    return vectors.astype(mx.float32) @ codec.values.inverse + codec.values.mean[:, None]
+
+
+def queries_in(queries: mx.array, num_buckets: int, codec: LayerCodec, bucket_len: int) -> BucketQueries:
+    """Queries `[Hkv, N, D]` as buckets 0 ... num_buckets - 1 read them (without rotary, all buckets alike)."""
+    x = queries.astype(mx.float32)[None]
+    if codec.rotary is not None:
+        starts = np.arange(num_buckets, dtype=np.int64) * bucket_len
+        cos, sin = _bucket_angles(codec.rotary, bucket_len, starts)
+        x = codec.rotary.apply(x, cos[:, None, None], -sin[:, None, None])
+    else:
+        x = mx.broadcast_to(x, (num_buckets, *x.shape[1:]))
+    return BucketQueries(x @ codec.keys.inverse.swapaxes(-1, -2), (x @ codec.keys.mean[:, :, None])[..., 0])
+
+
+def _project(x: mx.array, codec: VectorCodec) -> mx.array:
+    return (x - codec.mean[:, None]) @ codec.transform
