@@ -11,11 +11,11 @@ import numpy as np
 from mlx_lm.generate import generation_stream
 
 from quant_core.backends.base import KernelBackend
-from quant_core.cache.layout import pack_block
+from quant_core.cache.layout import BlockKind, pack_block
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.errors import PoolError
-from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE
+from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, VQSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,11 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
     work = [(row, _places(row)) for row in rows if row.layers]
     if not any(_is_due(row, places, ahead) for row, places in work):
         return 0
-    work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
+    work = [
+        (row, places)
+        for row, places in work
+        if _num_complete(places) > len(row.pages) or _has_pending(places)
+    ]
     with mx.stream(generation_stream):
         mx.synchronize(generation_stream)
         contents = _page_contents([(row, places) for row, places in work], arena, backend)
@@ -114,7 +118,10 @@ def _layer_pages(place: _Place, first: int, end: int, backend: KernelBackend) ->
     if first < end:
         keys, values = _ring_span(cache, place.row, first * PAGE_SIZE, end * PAGE_SIZE)
         blocks.append((backend.vq_encode(keys, codec.keys), backend.vq_encode(values, codec.values)))
-    pages = [mx.concatenate([_paged(k), _paged(v)], axis=-1) for k, v in blocks]
+    pages = [
+        mx.concatenate([_paged(k, codec.keys.spec, "keys"), _paged(v, codec.values.spec, "values")], axis=-1)
+        for k, v in blocks
+    ]
     joined = mx.concatenate(pages) if pages else mx.zeros((0, codec.num_kv_heads, 0), mx.uint8)
     return joined.reshape(joined.shape[0], -1)
 
@@ -124,7 +131,8 @@ def _ring_span(cache: Any, row: int, start: int, stop: int) -> tuple[mx.array, m
     return cache.rings.ring_keys[row][:, slots], cache.rings.ring_values[row][:, slots]
 
 
-def _paged(codes: mx.array) -> mx.array:
+def _paged(codes: mx.array, spec: VQSpec, kind: BlockKind) -> mx.array:
     """Codes `[Hkv, 64 n, M]` as blocks of pages `[n, Hkv, 64 M]`."""
     heads, tokens, width = codes.shape
-    return pack_block(codes.reshape(heads, tokens // PAGE_SIZE, PAGE_SIZE, width)).swapaxes(0, 1)
+    blocks = codes.reshape(heads, tokens // PAGE_SIZE, PAGE_SIZE, width)
+    return pack_block(blocks, spec, kind).swapaxes(0, 1)
