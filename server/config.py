@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,3 +127,38 @@ def user_data_dir(config: ServerConfig) -> Path:
         return config.data_dir.expanduser()
     home = os.environ.get("VECINFER_HOME")
     return Path(home) if home else Path.home() / ".cache" / "vecinfer"
+
+
+@dataclass(frozen=True)
+class AccessKeys:
+    """Keys that open the API and the admin routes; an empty tuple: no key is asked for (admin: loopback only)."""
+
+    api: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+
+
+def load_keys(config: ServerConfig) -> AccessKeys:
+    """Keys from the configured files, else from $VECINFER_API_KEY and $VECINFER_ADMIN_KEY.
+
+    Raises:
+        ConfigError: a key file that cannot be read, or holds no key.
+    """
+    return AccessKeys(
+        api=_keys(config.http.api_key_file, "VECINFER_API_KEY", "http.api_key_file"),
+        admin=_keys(config.http.admin_key_file, "VECINFER_ADMIN_KEY", "http.admin_key_file"),
+    )
+
+
+def _keys(path: Path | None, variable: str, setting: str) -> tuple[str, ...]:
+    """One key per line of the file; blank lines and lines that start with # are left out."""
+    if path is None:
+        key = os.environ.get(variable, "").strip()
+        return (key,) if key else ()
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: cannot read {path}: {error}") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not keys:
+        raise ConfigError(f"{setting}: {path} holds no key; write one key per line, or remove the setting")
+    return keys

@@ -3,6 +3,7 @@
 ServerError                (status, code, param)
 ├── BadRequestError        400 invalid_request_error
 │   └── ContextLengthError 400 context_length_exceeded
+├── PayloadTooLargeError   413
 ├── AuthenticationError    401 invalid_api_key
 ├── PermissionDeniedError  403
 ├── NotFoundError          404
@@ -45,6 +46,14 @@ class ContextLengthError(BadRequestError):
     """Prompt and max_tokens can never fit the model's context or the pool."""
 
     code = "context_length_exceeded"
+
+
+class PayloadTooLargeError(ServerError):
+    """The body is larger than `http.max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
 
 
 class AuthenticationError(ServerError):
