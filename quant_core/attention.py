@@ -1,50 +1,33 @@
-"""Prefill attention of one row, streaming: history in blocks merged by log-sum-exp (DESIGN section 4).
+"""Attention of one row in code space, block by block: the definition of decode, and how every back end prefills.
 
-For the chunk [s, e) the columns are the sinks j < S, reconstructed S <= j < 64 np(e-1), exact 64 np(s) <= j < e. Query i
-sees sinks j <= i, reconstructed j < 64 np(i) and exact max(S, 64 np(i)) <= j <= i. Keys are turned back into the model's
-own space, so the chunk's queries stay as they are.
+For new positions [s, e) the columns are the sinks j < S, coded S <= j < 64 np(e-1), exact 64 np(s) <= j < e. Query i sees
+sinks j <= i, coded j < 64 np(i) and exact max(S, 64 np(i)) <= j <= i (DESIGN section 4). Keys stay in code space: a
+bucket's queries are turned instead, which costs D / (2 bucket_len) of the attention's multiplications.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from quant_core import code_space
-from quant_core.backends.base import KernelBackend, PagedCodes
-from quant_core.backends.reference import Partial, attend_block, reconstruct
+from quant_core.backends.base import RingArrays
 from quant_core.codec import LayerCodec
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.softmax import Partial, attend_block, visibility_bias
+from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, WindowSpec
 
-# Tokens of history turned back at once.
-BLOCK_LEN = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class PendingCodes:
-    """Pages completed by a prefill chunk and not yet in the pool.
-
-    Attributes:
-        first_page: index of the first of them in the sequence.
-        keys, values: codes `[Hkv, 64 n, code_bytes]` uint8.
-    """
-
-    first_page: int
-    keys: mx.array
-    values: mx.array
-
-    @property
-    def num_pages(self) -> int:
-        """n."""
-        return int(self.keys.shape[1]) // PAGE_SIZE
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+# First position, keys and values `[Hkv, T, D]` float16 in code space.
+Block = tuple[int, mx.array, mx.array]
 
 
 @dataclass(frozen=True, eq=False)
 class ExactColumns:
-    """Exact vectors a prefill chunk sees, in code space: sinks first, then consecutive positions up to the chunk's end.
+    """Exact vectors a row's queries see, in code space: sinks first, then consecutive positions.
 
     Attributes:
         keys, values: `[Hkv, S' + n, D]` float16.
@@ -54,89 +37,109 @@ class ExactColumns:
 
     keys: mx.array
     values: mx.array
-    positions: code_space.Positions
+    positions: Positions
     num_sinks: int
 
 
-@dataclass(frozen=True, eq=False)
-class PrefillRow:
-    """Everything one row's chunk attends to. `start` is the position of its first query."""
+def exact_columns(
+    rings: RingArrays,
+    row: int,
+    begin: int,
+    end: int,
+    window: WindowSpec,
+    new: tuple[mx.array, mx.array] | None = None,
+) -> ExactColumns:
+    """Sinks and positions `begin ... end - 1` of a row out of its rings; the last of them from `new` if given.
 
-    start: int
-    exact: ExactColumns
-    codes: PagedCodes
-    row: int
-    pending: tuple[PendingCodes, ...]
+    Args:
+        new: `k~, v~ [Hkv, n, D]` float16 of positions `end - n ... end - 1`, not yet in the rings.
+    """
+    num_new = 0 if new is None else int(new[0].shape[1])
+    where = np.arange(begin, end - num_new)
+    slots = mx.array((where % window.ring_slots).astype(np.int32))
+    num_sinks = min(window.num_sink_tokens, end - num_new)
+    keys = [rings.sink_keys[row, :, :num_sinks], rings.ring_keys[row][:, slots]]
+    values = [rings.sink_values[row, :, :num_sinks], rings.ring_values[row][:, slots]]
+    if new is not None:
+        keys.append(new[0])
+        values.append(new[1])
+    positions = np.concatenate([np.arange(num_sinks), np.arange(begin, end)])
+    return ExactColumns(mx.concatenate(keys, axis=1), mx.concatenate(values, axis=1), positions, num_sinks)
 
 
-def prefill_attention(
-    queries: mx.array, scale: float, view: PrefillRow, codec: LayerCodec, window: WindowSpec, backend: KernelBackend
+def attend_row(
+    queries: mx.array,
+    scale: float,
+    start: int,
+    exact: ExactColumns,
+    history: Iterable[Block],
+    codec: LayerCodec,
+    window: WindowSpec,
 ) -> mx.array:
-    """Attention of `queries [Hq, T, D]` of one row over its history and its own chunk: `[Hq, T, Dv]` in their dtype.
+    """Attention of `queries [Hq, L, D]` at positions `start ...` of one row: `[Hq, L, Dv]` in their dtype.
 
     Cost:
-        One block of BLOCK_LEN keys and values and its scores at a time, besides the chunk.
+        One block of history and its scores at a time when L > 8 (a prompt chunk evaluates every block).
     """
     num_heads, length, dim = queries.shape
-    grouped = (queries * scale).reshape(codec.num_kv_heads, -1, dim)
-    positions = np.arange(view.start, view.start + length)
-    repeat = num_heads // codec.num_kv_heads
-    ends = np.array([window.num_code_pages(int(i)) * PAGE_SIZE for i in positions])
-    state = _attend_exact(grouped, view.exact, positions, ends, repeat, codec, window)
-    for first, keys, values in _history(view, int(ends[-1]), codec, backend):
-        where = np.arange(first, first + keys.shape[1])
-        visible = (where[None] < ends[:, None]) & (where >= window.num_sink_tokens)[None]
-        k = code_space.keys_out(keys, where, codec, window.bucket_len)
-        v = code_space.values_out(values, codec)
-        state = state.merge(_attend(grouped, k, v, visible, repeat))
-        mx.eval(state.running_max, state.running_sum, state.acc)
-    return state.normalize().reshape(num_heads, length, -1).astype(queries.dtype)
+    grouped = (queries.astype(mx.float32) * scale).reshape(codec.num_kv_heads, -1, dim)
+    # Query n = group * L + l of a KV head is at position start + l.
+    positions = np.tile(np.arange(start, start + length), num_heads // codec.num_kv_heads)
+    code_ends = np.array([window.num_code_pages(int(i)) * PAGE_SIZE for i in positions])
+    state = _attend_exact(grouped, exact, positions, code_ends, codec, window)
+    for first, keys, values in history:
+        state = state.merge(_attend_codes(grouped, first, keys, values, code_ends, codec, window))
+        if length > MAX_DECODE_LEN:
+            mx.eval(state.running_max, state.running_sum, state.acc)
+    out = code_space.values_out(state.normalize(), codec.values)
+    return out.reshape(num_heads, length, -1).astype(queries.dtype)
 
 
 def _attend_exact(
     queries: mx.array,
     exact: ExactColumns,
-    positions: code_space.Positions,
-    ends: code_space.Positions,
-    repeat: int,
+    positions: Positions,
+    code_ends: Positions,
     codec: LayerCodec,
     window: WindowSpec,
 ) -> Partial:
-    visible = exact.positions[None] <= positions[:, None]
-    begins = np.maximum(ends, window.num_sink_tokens)
-    visible[:, exact.num_sinks :] &= exact.positions[None, exact.num_sinks :] >= begins[:, None]
-    k = code_space.keys_out(exact.keys, exact.positions, codec, window.bucket_len)
-    return _attend(queries, k, code_space.values_out(exact.values, codec), visible, repeat)
+    """Softmax state over the exact columns. A sink that lies in the chunk itself counts as a sink there."""
+    columns, sinks = exact.positions, window.num_sink_tokens
+    visible = columns[None] <= positions[:, None]
+    rest = columns[None, exact.num_sinks :]
+    visible[:, exact.num_sinks :] &= (rest >= np.maximum(code_ends, sinks)[:, None]) | (
+        (rest >= exact.num_sinks) & (rest < sinks)
+    )
+    buckets = columns // window.bucket_len
+    keys = exact.keys.astype(mx.float32).swapaxes(-1, -2)
+    scores = None
+    for bucket in np.unique(buckets):
+        q = code_space.queries_in(queries, int(bucket), 1, codec, window.bucket_len)
+        part = q.vectors[0] @ keys + q.mean_scores[0][..., None]
+        scores = part if scores is None else mx.where(mx.array(buckets == bucket), part, scores)
+    assert scores is not None  # a query's own position is always exact
+    return attend_block(scores, visibility_bias(visible), exact.values.astype(mx.float32))
 
 
-def _attend(
-    queries: mx.array, keys: mx.array, values: mx.array, visible: np.ndarray[tuple[int, int], np.dtype[np.bool_]], repeat: int
+def _attend_codes(
+    queries: mx.array,
+    first: int,
+    keys: mx.array,
+    values: mx.array,
+    code_ends: Positions,
+    codec: LayerCodec,
+    window: WindowSpec,
 ) -> Partial:
-    """Softmax state of `queries [Hkv, repeat * T, D]` over raw `keys, values [Hkv, n, D]`, `visible [T, n]`."""
-    scores = (queries @ keys.astype(queries.dtype).swapaxes(-1, -2)).astype(mx.float32)
-    mask = None if visible.all() else mx.array(visible)
-    if mask is not None and repeat > 1:
-        mask = mx.tile(mask, (repeat, 1))
-    return attend_block(scores, mask, values.astype(queries.dtype))
-
-
-def _history(
-    view: PrefillRow, end: int, codec: LayerCodec, backend: KernelBackend
-) -> Iterator[tuple[int, mx.array, mx.array]]:
-    """Reconstructed blocks `(first position, k~, v~)` of the positions before `end`."""
-    num_pages = end // PAGE_SIZE
-    in_pool = min(view.codes.num_pages[view.row], num_pages)
-    step = BLOCK_LEN // PAGE_SIZE
-    for first in range(0, in_pool, step):
-        keys, values = backend.vq_reconstruct(view.codes, view.row, first, min(step, in_pool - first), codec)
-        yield first * PAGE_SIZE, keys, values
-    for pending in view.pending:
-        first = max(pending.first_page, in_pool)
-        skip, stop = first - pending.first_page, min(pending.num_pages, num_pages - pending.first_page)
-        for page in range(skip, stop, step):
-            span = slice(page * PAGE_SIZE, min(page + step, stop) * PAGE_SIZE)
-            yield (
-                (pending.first_page + page) * PAGE_SIZE,
-                reconstruct(pending.keys[:, span], codec.keys),
-                reconstruct(pending.values[:, span], codec.values),
-            )
+    """Softmax state over reconstructed positions `first ... first + T - 1`."""
+    heads, tokens, dim = keys.shape
+    bucket_len, front = window.bucket_len, first % window.bucket_len
+    num_buckets = -(-(front + tokens) // bucket_len)
+    q = code_space.queries_in(queries, first // bucket_len, num_buckets, codec, bucket_len)
+    back = num_buckets * bucket_len - front - tokens
+    k = mx.pad(keys, [(0, 0), (front, back), (0, 0)]) if front or back else keys
+    k = k.astype(mx.float32).reshape(heads, num_buckets, bucket_len, dim).swapaxes(0, 1)
+    scores = q.vectors @ k.swapaxes(-1, -2) + q.mean_scores[..., None]
+    scores = scores.transpose(1, 2, 0, 3).reshape(heads, len(code_ends), -1)[..., front : front + tokens]
+    where = np.arange(first, first + tokens)
+    visible = (where[None] < code_ends[:, None]) & (where >= window.num_sink_tokens)[None]
+    return attend_block(scores, visibility_bias(visible), values.astype(mx.float32))

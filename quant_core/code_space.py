@@ -27,10 +27,12 @@ class BucketQueries:
     """Queries as each bucket reads them.
 
     Attributes:
+        first_bucket: which bucket entry 0 is.
         vectors: `[nb, Hkv, N, D]` float32, q~_b of N = (Hq / Hkv) * L queries per KV head.
         mean_scores: `[nb, Hkv, N]` float32, R(-b)q . mean_k: added to the bucket's scores.
     """
 
+    first_bucket: int
     vectors: mx.array
     mean_scores: mx.array
 
@@ -66,29 +68,25 @@ def values_in(values: mx.array, codec: LayerCodec) -> mx.array:
     return _project(values.astype(mx.float32), codec.values)
 
 
-def keys_out(vectors: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
-    """Raw keys `[Hkv, T, D]` float32 of `k~ [Hkv, T, D]` at `positions [T]`: `R(b)(k~ T^-1 + mean)`."""
-    x = vectors.astype(mx.float32) @ codec.keys.inverse + codec.keys.mean[:, None]
-    if codec.rotary is None:
-        return x
-    return codec.rotary.apply(x, *_bucket_angles(codec.rotary, bucket_len, positions))
+def values_out(vectors: mx.array, codec: VectorCodec) -> mx.array:
+    """Raw values (or attention outputs) `[Hkv, T, D]` float32 of `v~ [Hkv, T, D]`."""
+    return vectors.astype(mx.float32) @ codec.inverse + codec.mean[:, None]
 
 
-def values_out(vectors: mx.array, codec: LayerCodec) -> mx.array:
-    """Raw values `[Hkv, T, D]` float32 of `v~ [Hkv, T, D]`; also turns `o~` into `o`."""
-    return vectors.astype(mx.float32) @ codec.values.inverse + codec.values.mean[:, None]
-
-
-def queries_in(queries: mx.array, num_buckets: int, codec: LayerCodec, bucket_len: int) -> BucketQueries:
-    """Queries `[Hkv, N, D]` as buckets 0 ... num_buckets - 1 read them (without rotary, all buckets alike)."""
+def queries_in(
+    queries: mx.array, first_bucket: int, num_buckets: int, codec: LayerCodec, bucket_len: int
+) -> BucketQueries:
+    """Queries `[Hkv, N, D]` as `num_buckets` buckets from `first_bucket` on read them."""
     x = queries.astype(mx.float32)[None]
     if codec.rotary is not None:
-        starts = np.arange(num_buckets, dtype=np.int64) * bucket_len
+        starts = (first_bucket + np.arange(num_buckets, dtype=np.int64)) * bucket_len
         cos, sin = _bucket_angles(codec.rotary, bucket_len, starts)
         x = codec.rotary.apply(x, cos[:, None, None], -sin[:, None, None])
     else:
         x = mx.broadcast_to(x, (num_buckets, *x.shape[1:]))
-    return BucketQueries(x @ codec.keys.inverse.swapaxes(-1, -2), (x @ codec.keys.mean[:, :, None])[..., 0])
+    return BucketQueries(
+        first_bucket, x @ codec.keys.inverse.swapaxes(-1, -2), (x @ codec.keys.mean[:, :, None])[..., 0]
+    )
 
 
 def _project(x: mx.array, codec: VectorCodec) -> mx.array:

@@ -75,9 +75,7 @@ class VQSpec:
             raise SpecError(f"head_dim {head_dim} cannot be cut into sub-vectors of {dims}; allowed: multiples of 8")
         return cls(
             head_dim,
-            tuple(
-                Section(i * channels, channels, d, min(tables, channels // d)) for i, d in enumerate(dims)
-            ),
+            tuple(Section(i * channels, channels, d, min(tables, channels // d)) for i, d in enumerate(dims)),
         )
 
     @property

@@ -57,8 +57,14 @@ class KernelBackend(Protocol):
     name: str
 
     def vq_append(
-        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...],
-        rings: RingArrays, codec: LayerCodec, window: WindowSpec,
+        self,
+        keys: mx.array,
+        values: mx.array,
+        starts: tuple[int, ...],
+        lengths: tuple[int, ...],
+        rings: RingArrays,
+        codec: LayerCodec,
+        window: WindowSpec,
     ) -> RingArrays:
         """Transform new keys and values and write them to ring and sinks; returns the new arrays.
 
@@ -69,13 +75,20 @@ class KernelBackend(Protocol):
     def vq_encode(self, vectors: mx.array, codec: VectorCodec) -> mx.array:
         """Codes `[..., Hkv, T, code_bytes]` uint8 of code-space vectors `x~ [..., Hkv, T, D]`; ties to the lower code."""
 
-    def vq_reconstruct(self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
+    def vq_reconstruct(
+        self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
         """`x~` of `num_pages` pages of one row from page index `first_page` on: keys, values `[Hkv, 64 n, D]` float16."""
 
     def vq_attention(
-        self, queries: mx.array, scale: float, starts: tuple[int, ...], rings: RingArrays, codes: PagedCodes,
-        codec: LayerCodec, window: WindowSpec,
+        self,
+        queries: mx.array,
+        scale: float,
+        starts: tuple[int, ...],
+        rings: RingArrays,
+        codes: PagedCodes,
+        codec: LayerCodec,
+        window: WindowSpec,
     ) -> mx.array:
         """Decode attention of `queries [B, Hq, L, D]`, L <= 8, `[B, Hq, L, Dv]` in the queries' dtype.
 

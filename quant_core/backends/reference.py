@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
 from quant_core import code_space
+from quant_core.attention import attend_row, exact_columns
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.cache.layout import unpack_block
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
 
-# Tokens of history attended to at once; bounds the memory of a decode step.
-BLOCK_LEN = 2048
-# Score of an invisible position; finite, so that a fully masked block stays free of NaN.
-MASKED = -1e30
+# Pages of history attended to at once; bounds the memory of a decode step.
+BLOCK_PAGES = 32
 # One table entry as a single integer element, by bytes per entry: MLX gathers those several times faster.
 _WORDS = {4: mx.uint32, 8: mx.uint64}
-
-
-@dataclass(frozen=True, eq=False)
-class Partial:
-    """Online softmax state of `[..., N]` queries: maximum, sum of exp(score - max), weighted values `[..., N, D]`."""
-
-    running_max: mx.array
-    running_sum: mx.array
-    acc: mx.array
-
-    def merge(self, other: Partial) -> Partial:
-        """The state after both blocks."""
-        top = mx.maximum(self.running_max, other.running_max)
-        a, b = mx.exp(self.running_max - top), mx.exp(other.running_max - top)
-        return Partial(
-            top,
-            self.running_sum * a + other.running_sum * b,
-            self.acc * a[..., None] + other.acc * b[..., None],
-        )
-
-    def normalize(self) -> mx.array:
-        """The attention output `[..., N, D]`."""
-        return self.acc / self.running_sum[..., None]
-
-
-def attend_block(scores: mx.array, visible: mx.array | None, values: mx.array) -> Partial:
-    """Softmax state of one block: `scores [..., N, T]` float32, `visible` bool broadcast to it, `values [..., T, D]`."""
-    if visible is not None:
-        scores = mx.where(visible, scores, MASKED)
-    top = mx.max(scores, axis=-1)
-    weights = mx.exp(scores - top[..., None])
-    if visible is not None:
-        weights = mx.where(visible, weights, 0.0)
-    return Partial(top, weights.sum(-1), (weights.astype(values.dtype) @ values).astype(mx.float32))
 
 
 @lru_cache(maxsize=32)
@@ -94,12 +59,19 @@ def _flat_tables(codec: VectorCodec) -> tuple[tuple[mx.array, mx.array], ...]:
     return tuple(sections)
 
 
+def _gather(words: mx.array, chosen: mx.array) -> mx.array:
+    """`words [E, w]` at `chosen [..., M]`: `[..., M * w]`. On a flat table this gather is five times `take`."""
+    if words.shape[1] > 1:
+        return words[chosen].reshape(*chosen.shape[:-1], -1)
+    return mx.take_along_axis(words[:, 0], chosen.reshape(-1), axis=0).reshape(chosen.shape)
+
+
 def reconstruct(codes: mx.array, codec: VectorCodec) -> mx.array:
     """`x~ [Hkv, T, D]` float16 of codes `[Hkv, T, code_bytes]` uint8."""
     parts, column = [], 0
     for section, (words, first) in zip(codec.spec.sections, _flat_tables(codec), strict=True):
         chosen = codes[..., column : column + section.num_subvecs].astype(mx.uint32) + first
-        parts.append(words[chosen].reshape(*chosen.shape[:-1], -1).view(mx.float16))
+        parts.append(_gather(words, chosen).view(mx.float16))
         column += section.num_subvecs
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
@@ -158,10 +130,8 @@ class ReferenceBackend:
         )
         blocks = span[pages // codes.pages_per_slab, pages % codes.pages_per_slab].swapaxes(0, 1)
         split = PAGE_SIZE * layer.key_bytes
-        keys = unpack_block(blocks[..., :split], layer.key_bytes).reshape(layer.num_kv_heads, -1, layer.key_bytes)
-        values = unpack_block(blocks[..., split:], layer.value_bytes).reshape(
-            layer.num_kv_heads, -1, layer.value_bytes
-        )
+        keys = unpack_block(blocks[..., :split], codec.keys.spec, "keys").flatten(1, 2)
+        values = unpack_block(blocks[..., split:], codec.values.spec, "values").flatten(1, 2)
         return reconstruct(keys, codec.keys), reconstruct(values, codec.values)
 
     def vq_attention(
@@ -174,82 +144,17 @@ class ReferenceBackend:
         codec: LayerCodec,
         window: WindowSpec,
     ) -> mx.array:
-        rows = [self._attend_row(queries[b], scale, b, starts[b], rings, codes, codec, window) for b in range(len(starts))]
-        return mx.stack(rows).astype(queries.dtype)
+        rows = []
+        for b, start in enumerate(starts):
+            exact = exact_columns(rings, b, window.num_code_pages(start) * PAGE_SIZE, start + queries.shape[2], window)
+            history = self._history(codes, b, window.num_code_pages(start + queries.shape[2] - 1), codec)
+            rows.append(attend_row(queries[b], scale, start, exact, history, codec, window))
+        return mx.stack(rows)
 
-    def _attend_row(
-        self,
-        queries: mx.array,
-        scale: float,
-        row: int,
-        start: int,
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
-        """One row of vq_attention: `queries [Hq, L, D]` to `[Hq, L, Dv]` float32."""
-        num_heads, length, dim = queries.shape
-        hkv, last = codec.num_kv_heads, start + length - 1
-        grouped = (queries.astype(mx.float32) * scale).reshape(hkv, -1, dim)
-        q = code_space.queries_in(grouped, last // window.bucket_len + 1, codec, window.bucket_len)
-        # Query n = group * L + l of a KV head is at position start + l.
-        positions = np.tile(np.arange(start, last + 1), num_heads // hkv)
-        state = _attend_exact(q, positions, row, rings, window)
+    def _history(
+        self, codes: PagedCodes, row: int, num_pages: int, codec: LayerCodec
+    ) -> Iterator[tuple[int, mx.array, mx.array]]:
         # A padded query lies behind the row's end; it may not read pages the row does not have.
-        code_ends = np.array([min(window.num_code_pages(int(i)), codes.num_pages[row]) * PAGE_SIZE for i in positions])
-        block_pages = max(BLOCK_LEN, window.bucket_len) // window.bucket_len * window.bucket_len // PAGE_SIZE
-        for first in range(0, int(code_ends.max()) // PAGE_SIZE, block_pages):
-            num_pages = min(block_pages, int(code_ends.max()) // PAGE_SIZE - first)
-            keys, values = self.vq_reconstruct(codes, row, first, num_pages, codec)
-            state = state.merge(_attend_codes(q, keys, values, first * PAGE_SIZE, code_ends, window))
-        out = code_space.values_out(state.normalize(), codec)
-        return out.reshape(num_heads, length, -1)
-
-
-def _attend_codes(
-    q: code_space.BucketQueries,
-    keys: mx.array,
-    values: mx.array,
-    first: int,
-    code_ends: np.ndarray[tuple[int], np.dtype[np.int64]],
-    window: WindowSpec,
-) -> Partial:
-    """Softmax state over reconstructed positions `first ... first + T - 1`, `first` at a bucket start."""
-    tokens, bucket = keys.shape[1], first // window.bucket_len
-    num_buckets = -(-tokens // window.bucket_len)
-    padding = num_buckets * window.bucket_len - tokens
-    k = mx.pad(keys, [(0, 0), (0, padding), (0, 0)]).astype(mx.float32)
-    k = k.reshape(keys.shape[0], num_buckets, window.bucket_len, -1).swapaxes(0, 1)
-    scores = q.vectors[bucket : bucket + num_buckets] @ k.swapaxes(-1, -2)
-    scores = scores + q.mean_scores[bucket : bucket + num_buckets, ..., None]
-    scores = scores.transpose(1, 2, 0, 3).reshape(keys.shape[0], len(code_ends), -1)[..., :tokens]
-    where = np.arange(first, first + tokens)
-    visible = (where[None] < code_ends[:, None]) & (where >= window.num_sink_tokens)[None]
-    return attend_block(scores, None if visible.all() else mx.array(visible), values.astype(mx.float32))
-
-
-def _attend_exact(
-    q: code_space.BucketQueries,
-    positions: np.ndarray[tuple[int], np.dtype[np.int64]],
-    row: int,
-    rings: RingArrays,
-    window: WindowSpec,
-) -> Partial:
-    """Softmax state over the sinks and the ring, for queries at `positions`."""
-    last, sinks = int(positions.max()), window.num_sink_tokens
-    begins = np.array([max(sinks, window.num_code_pages(int(i)) * PAGE_SIZE) for i in positions])
-    where = np.arange(min(int(begins.min()), last + 1), last + 1)
-    slots = mx.array((where % window.ring_slots).astype(np.int32))
-    keys = mx.concatenate([rings.sink_keys[row], rings.ring_keys[row][:, slots]], axis=1).astype(mx.float32)
-    values = mx.concatenate([rings.sink_values[row], rings.ring_values[row][:, slots]], axis=1).astype(mx.float32)
-    where = np.concatenate([np.arange(sinks), where])
-    visible = where[None] <= positions[:, None]
-    visible[:, sinks:] &= where[None, sinks:] >= begins[:, None]
-    buckets = where // window.bucket_len
-    scores = None
-    for bucket in np.unique(buckets):
-        part = q.vectors[int(bucket)] @ keys.swapaxes(-1, -2) + q.mean_scores[int(bucket)][..., None]
-        scores = part if scores is None else mx.where(mx.array(buckets == bucket), part, scores)
-    assert scores is not None  # the query's own position is always in the ring
-    return attend_block(scores, mx.array(visible), values)
+        for first in range(0, min(num_pages, codes.num_pages[row]), BLOCK_PAGES):
+            count = min(BLOCK_PAGES, num_pages - first, codes.num_pages[row] - first)
+            yield first * PAGE_SIZE, *self.vq_reconstruct(codes, row, first, count, codec)

@@ -35,11 +35,7 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
     work = [(row, _places(row)) for row in rows if row.layers]
     if not any(_is_due(row, places, ahead) for row, places in work):
         return 0
-    work = [
-        (row, places)
-        for row, places in work
-        if _num_complete(places) > len(row.pages) or _has_pending(places)
-    ]
+    work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
     with mx.stream(generation_stream):
         mx.synchronize(generation_stream)
         contents = _page_contents([(row, places) for row, places in work], arena, backend)

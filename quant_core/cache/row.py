@@ -23,9 +23,7 @@ class Row:
         exact_from: first position whose exact vectors the rings hold even if younger than their span (a resumed row).
     """
 
-    def __init__(
-        self, table: PageTable, pages: list[int], reservation: Promise | None, exact_from: int = 0
-    ) -> None:
+    def __init__(self, table: PageTable, pages: list[int], reservation: Promise | None, exact_from: int = 0) -> None:
         self.table = table
         self.pages = pages
         self.reservation = reservation

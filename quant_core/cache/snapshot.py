@@ -28,7 +28,12 @@ class PackedSnapshot:
     """
 
     def __init__(
-        self, length: int, row: Row | None, tails: dict[int, RingArrays], others: dict[int, Any], artifact_id: str
+        self,
+        length: int,
+        row: Row | None,
+        tails: dict[int, RingArrays],
+        others: dict[int, Any],
+        artifact_id: str,
     ) -> None:
         self.length = length
         self.row = row

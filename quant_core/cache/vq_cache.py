@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,19 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import _BaseCache
 
-from quant_core import attention
-from quant_core.attention import ExactColumns, PendingCodes, PrefillRow
-from quant_core.backends.base import KernelBackend, RingArrays
+from quant_core import code_space
+from quant_core.attention import Block, ExactColumns, attend_row, exact_columns
+from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.reference import reconstruct
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import KernelError, PoolError
 from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, WindowSpec
+
+# Pages of history a prompt chunk attends to at once: 4,096 tokens.
+PREFILL_BLOCK_PAGES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,33 +67,89 @@ class DecodeView:
         """Fused attention over codes and exact tokens."""
         layer = self._layer
         codes = layer.arena.codes(self._rows, layer.arena.layout.layers[layer.index])
-        return layer.backend.vq_attention(
-            queries, scale, self._starts, self._rings, codes, layer.codec, layer.window
-        )
+        return layer.backend.vq_attention(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window)
+
+
+@dataclass(frozen=True, eq=False)
+class PendingCodes:
+    """Pages completed by a prompt chunk and not yet in the pool.
+
+    Attributes:
+        first_page: index of the first of them in the sequence.
+        keys, values: codes `[Hkv, 64 n, code_bytes]` uint8.
+    """
+
+    first_page: int
+    keys: mx.array
+    values: mx.array
+
+    @property
+    def num_pages(self) -> int:
+        """n."""
+        return int(self.keys.shape[1]) // PAGE_SIZE
+
+    def cut(self, num_pages: int) -> PendingCodes:
+        """Without the pages from index `num_pages` of the sequence on."""
+        tokens = min(self.num_pages, num_pages - self.first_page) * PAGE_SIZE
+        return PendingCodes(self.first_page, self.keys[:, :tokens], self.values[:, :tokens])
+
+
+@dataclass(frozen=True, eq=False)
+class PrefillRow:
+    """One row's chunk: its true length, and what it attends to."""
+
+    length: int
+    start: int
+    exact: ExactColumns
+    pending: tuple[PendingCodes, ...]
 
 
 class PrefillView:
     """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch."""
 
-    def __init__(self, layer: PackedLayer, rows: Sequence[PrefillRow | None], lengths: Sequence[int], live: Any) -> None:
-        self._layer, self._rows, self._lengths, self._live = layer, rows, lengths, live
+    def __init__(self, layer: PackedLayer, rows: Sequence[PrefillRow], codes: PagedCodes, live: Any) -> None:
+        self._layer, self._rows, self._codes, self._live = layer, rows, codes, live
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """Streaming attention; evaluates, since lazy evaluation would keep many layers alive."""
         layer, out = self._layer, []
-        for b, (view, length) in enumerate(zip(self._rows, self._lengths, strict=True)):
-            padding = queries.shape[2] - length
-            dim = layer.codec.values.spec.head_dim
-            if view is None:
+        for b, row in enumerate(self._rows):
+            padding = queries.shape[2] - row.length
+            if row.length == 0:
+                dim = layer.codec.values.spec.head_dim
                 out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
                 continue
-            row = attention.prefill_attention(
-                queries[b, :, :length], scale, view, layer.codec, layer.window, layer.backend
+            result = attend_row(
+                queries[b, :, : row.length],
+                scale,
+                row.start,
+                row.exact,
+                self._history(b),
+                layer.codec,
+                layer.window,
             )
-            out.append(mx.pad(row, [(0, 0), (0, padding), (0, 0)]) if padding else row)
+            out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
         stacked = mx.stack(out)
         mx.eval(stacked, self._live)
         return stacked
+
+    def _history(self, b: int) -> Iterator[Block]:
+        """Reconstructed blocks of the positions some query of row `b` reads as codes: pool first, then pending pages."""
+        layer, row = self._layer, self._rows[b]
+        num_pages = layer.window.num_code_pages(row.start + row.length - 1)
+        in_pool = min(self._codes.num_pages[b], num_pages)
+        for first in range(0, in_pool, PREFILL_BLOCK_PAGES):
+            count = min(PREFILL_BLOCK_PAGES, in_pool - first)
+            yield first * PAGE_SIZE, *layer.backend.vq_reconstruct(self._codes, b, first, count, layer.codec)
+        for pending in row.pending:
+            stop = min(pending.num_pages, num_pages - pending.first_page)
+            for page in range(0, stop, PREFILL_BLOCK_PAGES):
+                span = slice(page * PAGE_SIZE, min(page + PREFILL_BLOCK_PAGES, stop) * PAGE_SIZE)
+                keys, values = (
+                    reconstruct(pending.keys[:, span], layer.codec.keys),
+                    reconstruct(pending.values[:, span], layer.codec.values),
+                )
+                yield (pending.first_page + page) * PAGE_SIZE, keys, values
 
 
 class BatchVQCache(_BaseCache):  # type: ignore[misc]
@@ -102,7 +162,9 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     bits = 8
     group_size = 64
 
-    def __init__(self, layer: PackedLayer, rows: list[Row], lengths: list[int], rings: RingArrays | None = None) -> None:
+    def __init__(
+        self, layer: PackedLayer, rows: list[Row], lengths: list[int], rings: RingArrays | None = None
+    ) -> None:
         self.layer = layer
         self.rows = rows
         self.lengths = lengths
@@ -137,7 +199,9 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:  # noqa: N803
         """None or "causal": rows are never padded, and attention knows each row's positions."""
         if window_size is not None:
-            raise KernelError(f"a sliding window of {window_size} tokens cannot be packed; this layer needs mlx-lm's cache")
+            raise KernelError(
+                f"a sliding window of {window_size} tokens cannot be packed; this layer needs mlx-lm's cache"
+            )
         return "causal" if N > 1 else None
 
     # mlx-lm's batch protocol
@@ -207,7 +271,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             self.lengths[b] -= n
             pages = self.lengths[b] // PAGE_SIZE
             row.truncate(pages)
-            self.pending[b] = [_cut(p, pages) for p in self.pending[b] if p.first_page < pages]
+            self.pending[b] = [p.cut(pages) for p in self.pending[b] if p.first_page < pages]
         return n
 
     def size(self) -> int:
@@ -284,72 +348,32 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     def _prefill(
         self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
     ) -> PrefillView:
-        layer, before = self.layer, self.rings
-        exact = [
-            None if n == 0 else self._exact_columns(before, keys[b : b + 1], values[b : b + 1], b, s, n)
-            for b, (s, n) in enumerate(zip(starts, lengths, strict=True))
-        ]
-        self.rings = layer.backend.vq_append(keys, values, starts, lengths, before, layer.codec, layer.window)
-        codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
-        views: list[PrefillRow | None] = []
-        for b, columns in enumerate(exact):
-            if columns is None:
-                views.append(None)
-                continue
-            self.pending[b].extend(self._encode_complete(columns, starts[b], starts[b] + lengths[b]))
-            views.append(PrefillRow(starts[b], self._visible(columns, starts[b]), codes, b, tuple(self.pending[b])))
-        self._advance(lengths)
-        return PrefillView(layer, views, lengths, self.state)
-
-    def _exact_columns(
-        self, rings: RingArrays, keys: mx.array, values: mx.array, b: int, start: int, length: int
-    ) -> ExactColumns:
-        """Sinks, the ring's tokens from the last unencoded or visible page on, and the chunk, all in code space."""
         layer, window = self.layer, self.layer.window
-        own = np.arange(start, start + length)
-        k = attention.code_space.keys_in(keys[:, :, :length], own[None], layer.codec, window.bucket_len)
-        v = attention.code_space.values_in(values[:, :, :length], layer.codec)
-        begin = window.num_code_pages(start) * PAGE_SIZE
-        old = np.arange(begin, start)
-        slots = mx.array((old % window.ring_slots).astype(np.int32))
-        sinks = min(window.num_sink_tokens, start)
-        k, v = k[0].astype(mx.float16), v[0].astype(mx.float16)
-        return ExactColumns(
-            mx.concatenate([rings.sink_keys[b, :, :sinks], rings.ring_keys[b][:, slots], k], axis=1),
-            mx.concatenate([rings.sink_values[b, :, :sinks], rings.ring_values[b][:, slots], v], axis=1),
-            np.concatenate([np.arange(sinks), old, own]),
-            sinks,
-        )
+        rows = []
+        for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            positions = np.arange(start, start + length)[None]
+            k = code_space.keys_in(keys[b : b + 1, :, :length], positions, layer.codec, window.bucket_len)
+            v = code_space.values_in(values[b : b + 1, :, :length], layer.codec)
+            new = k[0].astype(mx.float16), v[0].astype(mx.float16)
+            begin = window.num_code_pages(start) * PAGE_SIZE
+            exact = exact_columns(self.rings, b, begin, start + length, window, new)
+            self.pending[b].extend(self._encode_complete(exact, start, start + length))
+            rows.append(PrefillRow(length, start, exact, tuple(self.pending[b])))
+        self.rings = layer.backend.vq_append(keys, values, starts, lengths, self.rings, layer.codec, window)
+        self._advance(lengths)
+        codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
+        return PrefillView(layer, rows, codes, self.state)
 
-    def _visible(self, columns: ExactColumns, start: int) -> ExactColumns:
-        """With the sinks of this very chunk in the sinks' place, so that each sink is one column."""
-        sinks = self.layer.window.num_sink_tokens
-        fresh = max(0, min(sinks, int(columns.positions[-1]) + 1) - columns.num_sinks)
-        if fresh == 0:
-            return columns
-        # The chunk begins inside the sinks: its first columns are sinks too; they lie right behind the old ones.
-        old = int(np.searchsorted(columns.positions[columns.num_sinks :], columns.num_sinks))
-        keep = np.r_[0 : columns.num_sinks, columns.num_sinks + old : len(columns.positions)]
-        index = mx.array(keep.astype(np.int32))
-        return ExactColumns(
-            columns.keys[:, index], columns.values[:, index], columns.positions[keep], columns.num_sinks + fresh
-        )
-
-    def _encode_complete(self, columns: ExactColumns, start: int, end: int) -> list[PendingCodes]:
-        """Codes of the pages this chunk completes."""
+    def _encode_complete(self, exact: ExactColumns, start: int, end: int) -> list[PendingCodes]:
+        """Codes of the pages the positions `start ... end - 1` complete."""
         first, last = start // PAGE_SIZE, end // PAGE_SIZE
         if first == last:
             return []
-        offset = columns.num_sinks + first * PAGE_SIZE - int(columns.positions[columns.num_sinks])
+        offset = exact.num_sinks + first * PAGE_SIZE - int(exact.positions[exact.num_sinks])
         span = slice(offset, offset + (last - first) * PAGE_SIZE)
         codec, backend = self.layer.codec, self.layer.backend
-        return [
-            PendingCodes(
-                first,
-                backend.vq_encode(columns.keys[:, span], codec.keys),
-                backend.vq_encode(columns.values[:, span], codec.values),
-            )
-        ]
+        keys = backend.vq_encode(exact.keys[:, span], codec.keys)
+        return [PendingCodes(first, keys, backend.vq_encode(exact.values[:, span], codec.values))]
 
 
 class VQCache(BatchVQCache):
@@ -366,7 +390,10 @@ class VQCache(BatchVQCache):
 
 def _map_rings(function: Any, rings: RingArrays) -> RingArrays:
     return RingArrays(
-        function(rings.ring_keys), function(rings.ring_values), function(rings.sink_keys), function(rings.sink_values)
+        function(rings.ring_keys),
+        function(rings.ring_values),
+        function(rings.sink_keys),
+        function(rings.sink_values),
     )
 
 
@@ -379,8 +406,3 @@ def _concat_rings(rings: Sequence[RingArrays]) -> RingArrays:
         mx.concatenate([r.sink_keys for r in rings]),
         mx.concatenate([r.sink_values for r in rings]),
     )
-
-
-def _cut(pending: PendingCodes, num_pages: int) -> PendingCodes:
-    tokens = min(pending.num_pages, num_pages - pending.first_page) * PAGE_SIZE
-    return PendingCodes(pending.first_page, pending.keys[:, :tokens], pending.values[:, :tokens])

@@ -13,7 +13,9 @@ from quant_core.spec import VQSpec, WindowSpec
 def random_vector_codec(rng: np.random.Generator, spec: VQSpec, num_kv_heads: int) -> VectorCodec:
     """Mean, well-conditioned transform and normal centroids."""
     dim = spec.head_dim
-    transform = np.linalg.qr(rng.standard_normal((num_kv_heads, dim, dim)))[0] * rng.uniform(0.5, 2.0, (num_kv_heads, 1, dim))
+    transform = np.linalg.qr(rng.standard_normal((num_kv_heads, dim, dim)))[0] * rng.uniform(
+        0.5, 2.0, (num_kv_heads, 1, dim)
+    )
     return VectorCodec(
         spec,
         mx.array(rng.standard_normal((num_kv_heads, dim)) * 0.2, mx.float32),

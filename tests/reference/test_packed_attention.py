@@ -58,7 +58,10 @@ def definition(queries: F64, keys: F64, values: F64, first_query: int, scale: fl
     for quantised in (False, True):
         k = _rotate(keys, -bucket, layer.rotary.inv_freq) if layer.rotary else keys
         k = project(k, layer.keys, quantised)
-        kv[quantised] = (_rotate(k, bucket, layer.rotary.inv_freq) if layer.rotary else k, project(values, layer.values, quantised))
+        kv[quantised] = (
+            _rotate(k, bucket, layer.rotary.inv_freq) if layer.rotary else k,
+            project(values, layer.values, quantised),
+        )
     out = np.empty((*queries.shape[:2], values.shape[2]))
     group = queries.shape[0] // keys.shape[0]
     where = np.arange(num_tokens)
@@ -99,7 +102,16 @@ CASES = [
 
 @pytest.mark.parametrize(("dim", "hq", "hkv", "kb", "vb", "win", "sinks", "bucket", "base", "chunks"), CASES)
 def test_attention_equals_its_definition(
-    dim: int, hq: int, hkv: int, kb: int, vb: int, win: int, sinks: int, bucket: int, base: float | None, chunks: list[int]
+    dim: int,
+    hq: int,
+    hkv: int,
+    kb: int,
+    vb: int,
+    win: int,
+    sinks: int,
+    bucket: int,
+    base: float | None,
+    chunks: list[int],
 ) -> None:
     window = WindowSpec(win, sinks, bucket)
     codec = random_codec(1, hkv, dim, key_bits=kb, value_bits=vb, window=window, rope_base=base)

@@ -1,0 +1,59 @@
+"""Online softmax over blocks of scores: state, merge, normalise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+# Score of an invisible position; finite, so that a fully masked block stays free of NaN.
+MASKED = -1e30
+# MLX's exp takes 20 ns an element on an x86 CPU, NumPy's one: worth leaving the graph for from this size on.
+_HOST_EXP_SIZE = 1 << 17
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """Softmax state of `[..., N]` queries: maximum, sum of exp(score - max), weighted values `[..., N, D]` float32."""
+
+    running_max: mx.array
+    running_sum: mx.array
+    acc: mx.array
+
+    def merge(self, other: Partial) -> Partial:
+        """The state after both blocks."""
+        top = mx.maximum(self.running_max, other.running_max)
+        a, b = mx.exp(self.running_max - top), mx.exp(other.running_max - top)
+        return Partial(
+            top,
+            self.running_sum * a + other.running_sum * b,
+            self.acc * a[..., None] + other.acc * b[..., None],
+        )
+
+    def normalize(self) -> mx.array:
+        """The attention output `[..., N, D]`."""
+        return self.acc / self.running_sum[..., None]
+
+
+def attend_block(scores: mx.array, bias: mx.array | None, values: mx.array) -> Partial:
+    """Softmax state of one block: `scores [..., N, T]` float32 plus `bias` (0 or MASKED), `values [..., T, D]`.
+
+    A query that sees nothing of the block gets a maximum of MASKED, which any visible block outweighs in `merge`.
+    """
+    if bias is not None:
+        scores = scores + bias
+    top = mx.max(scores, axis=-1)
+    weights = _exp(scores - top[..., None])
+    return Partial(top, weights.sum(-1), (weights.astype(values.dtype) @ values).astype(mx.float32))
+
+
+def visibility_bias(visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> mx.array | None:
+    """0 where visible, MASKED elsewhere, float32; None when all is visible."""
+    return None if visible.all() else mx.array(np.where(visible, np.float32(0), np.float32(MASKED)))
+
+
+def _exp(x: mx.array) -> mx.array:
+    if x.size < _HOST_EXP_SIZE or mx.default_device().type != mx.DeviceType.cpu:
+        return mx.exp(x)
+    return mx.array(np.exp(np.asarray(x)))
