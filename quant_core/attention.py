@@ -131,15 +131,20 @@ def _attend_codes(
     window: WindowSpec,
 ) -> Partial:
     """Softmax state over reconstructed positions `first ... first + T - 1`."""
-    heads, tokens, dim = keys.shape
+    heads, tokens, _ = keys.shape
     bucket_len, front = window.bucket_len, first % window.bucket_len
     num_buckets = -(-(front + tokens) // bucket_len)
-    q = code_space.queries_in(queries, first // bucket_len, num_buckets, codec, bucket_len)
     back = num_buckets * bucket_len - front - tokens
-    k = mx.pad(keys, [(0, 0), (front, back), (0, 0)]) if front or back else keys
-    k = k.astype(mx.float32).reshape(heads, num_buckets, bucket_len, dim).swapaxes(0, 1)
-    scores = q.vectors @ k.swapaxes(-1, -2) + q.mean_scores[..., None]
-    scores = scores.transpose(1, 2, 0, 3).reshape(heads, len(code_ends), -1)[..., front : front + tokens]
-    where = np.arange(first, first + tokens)
-    visible = (where[None] < code_ends[:, None]) & (where >= window.num_sink_tokens)[None]
-    return attend_block(scores, visibility_bias(visible), values.astype(mx.float32))
+
+    def by_bucket(x: mx.array) -> mx.array:
+        padded = mx.pad(x, [(0, 0), (front, back), (0, 0)]) if front or back else x
+        return padded.astype(mx.float32).reshape(heads, num_buckets, bucket_len, -1).swapaxes(0, 1)
+
+    q = code_space.queries_in(queries, first // bucket_len, num_buckets, codec, bucket_len)
+    scores = q.vectors @ by_bucket(keys).swapaxes(-1, -2) + q.mean_scores[..., None]
+    where = np.arange(first - front, first + tokens + back).reshape(num_buckets, 1, bucket_len)
+    visible = (where >= max(first, window.num_sink_tokens)) & (where < first + tokens)
+    if int(code_ends.min()) < first + tokens:
+        visible = visible & (where < code_ends[:, None])
+    bias = visibility_bias(visible)
+    return attend_block(scores, None if bias is None else bias[:, None], by_bucket(values)).collapse()

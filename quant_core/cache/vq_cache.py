@@ -23,8 +23,8 @@ from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import KernelError, PoolError
 from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, WindowSpec
 
-# Pages of history a prompt chunk attends to at once: 4,096 tokens.
-PREFILL_BLOCK_PAGES = 64
+# Pages of history a prompt chunk attends to at once: 1,024 tokens.
+PREFILL_BLOCK_PAGES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             view = self._prefill(keys, values, starts, lengths)
         return view, view
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:  # noqa: N803
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:
         """None or "causal": rows are never padded, and attention knows each row's positions."""
         if window_size is not None:
             raise KernelError(
