@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import mlx.core as mx
 from mlx_lm.models import base
 
+from quant_core.errors import KernelError
+
 _ORIGINAL = "_vecinfer_original"
 
 
@@ -29,8 +31,10 @@ def install() -> None:
     if hasattr(original, _ORIGINAL):
         return
 
-    def dispatch(queries: mx.array, q_keys: Any, q_values: Any, scale: float, mask: Any, **kwargs: Any) -> mx.array:
+    def dispatch(queries: mx.array, q_keys: Any, q_values: Any, scale: float, mask: Any, **kwargs: Any) -> Any:
         if isinstance(q_keys, AttentionView):
+            if isinstance(mask, mx.array):
+                raise KernelError("this model masks attention with an array of its own; the layer cannot be packed")
             return q_keys.attend(queries, scale)
         return original(queries, q_keys, q_values, scale=scale, mask=mask, **kwargs)
 

@@ -36,7 +36,8 @@ class PagedCodes:
 
     Attributes:
         pool: `[num_slabs, slab_bytes]` uint8, the whole pool. Page p of this geometry starts at byte
-            `(p % pages_per_slab) * page_bytes` of slab `p // pages_per_slab`; this layer's part of it at `layer.offset`.
+            `(p % pages_per_slab) * page_bytes` of slab `p // pages_per_slab`; this layer's part of it at
+            `layer.offset`.
         page_table: `[B, max_pages]` int32; entries beyond a row's pages are 0 and must not be read.
         num_pages: per row, how many of its pages are written (host integers).
         layer: sizes and offsets of this layer inside a page.
@@ -73,12 +74,12 @@ class KernelBackend(Protocol):
         """
 
     def vq_encode(self, vectors: mx.array, codec: VectorCodec) -> mx.array:
-        """Codes `[..., Hkv, T, code_bytes]` uint8 of code-space vectors `x~ [..., Hkv, T, D]`; ties to the lower code."""
+        """Codes `[..., Hkv, T, code_bytes]` uint8 of vectors `x~ [..., Hkv, T, D]`; ties to the lower code."""
 
     def vq_reconstruct(
         self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
-        """`x~` of `num_pages` pages of one row from page index `first_page` on: keys, values `[Hkv, 64 n, D]` float16."""
+        """`x~` of `num_pages` pages of one row from index `first_page` on: keys, values `[Hkv, 64 n, D]` float16."""
 
     def vq_attention(
         self,
@@ -92,6 +93,6 @@ class KernelBackend(Protocol):
     ) -> mx.array:
         """Decode attention of `queries [B, Hq, L, D]`, L <= 8, `[B, Hq, L, Dv]` in the queries' dtype.
 
-        Query l of row b is at position i = starts[b] + l and sees: codes of positions S <= j < 64 np(i), sinks j < S with
-        j <= i, and ring slots max(S, 64 np(i)) <= j <= i. Its own key is already in the ring.
+        Query l of row b is at position i = starts[b] + l and sees: codes of positions S <= j < 64 np(i), sinks j < S
+        with j <= i, and ring slots max(S, 64 np(i)) <= j <= i. Its own key is already in the ring.
         """

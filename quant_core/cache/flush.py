@@ -38,7 +38,7 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
     work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
     with mx.stream(generation_stream):
         mx.synchronize(generation_stream)
-        contents = _page_contents([(row, places) for row, places in work], arena, backend)
+        contents = _page_contents(work, arena, backend)
         mx.eval(contents)
         return _write(work, contents, arena)
 
@@ -80,7 +80,7 @@ def _is_due(row: Row, places: dict[int, _Place], ahead: int) -> bool:
     if not places:
         return False
     first = next(iter(places.values()))
-    length = first.cache.lengths[first.row]
+    length = int(first.cache.lengths[first.row])
     if _has_pending({0: first}):
         return True
     if ahead > MAX_DECODE_LEN:
@@ -95,7 +95,7 @@ def _page_contents(
     spans = [(len(row.pages), _num_complete(places)) for row, places in work]
     parts: list[list[mx.array]] = [[] for _ in work]
     for index in arena.layout.layers:
-        for part, (row, places), (first, end) in zip(parts, work, spans, strict=True):
+        for part, (_, places), (first, end) in zip(parts, work, spans, strict=True):
             if index not in places:
                 raise PoolError(f"layer {index} of a row is gone while its pages are due")
             part.append(_layer_pages(places[index], first, end, backend))

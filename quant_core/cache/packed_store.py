@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core import patch
@@ -20,7 +21,8 @@ from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
 from quant_core.cache.store import Caches, HeldBytes
-from quant_core.cache.vq_cache import BatchVQCache, PackedLayer, VQCache
+from quant_core.cache.views import PackedLayer
+from quant_core.cache.vq_cache import BatchVQCache, VQCache
 from quant_core.codec import ModelCodec
 from quant_core.errors import PoolError
 from quant_core.spec import PAGE_SIZE
@@ -268,7 +270,7 @@ def _rows(batches: Iterable[Caches]) -> list[Row]:
 
 def _tokens(cache: Any) -> int:
     offset = cache.offset
-    return int(offset.sum().item()) if isinstance(offset, mx.array) else int(offset)
+    return int(np.asarray(offset).sum()) if isinstance(offset, mx.array) else int(offset)
 
 
 def _nbytes(cache: Any) -> int:

@@ -14,8 +14,8 @@ _versions = itertools.count()
 class Row:
     """The pages of one sequence, owned: they are freed when the last reference to the row dies.
 
-    BatchGenerator drops rows without telling their caches (`filter([])` clears a list, `split` deep-copies), so ownership
-    rests on Python's reference counts. A deep copy is a fork: it shares the pages and the promise.
+    BatchGenerator drops rows without telling their caches (`filter([])` clears a list, `split` deep-copies), so
+    ownership rests on Python's reference counts. A deep copy is a fork: it shares the pages and the promise.
 
     Attributes:
         pages: page ids, in order; page k holds tokens 64 k ... 64 k + 63.

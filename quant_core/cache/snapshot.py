@@ -64,7 +64,7 @@ class PackedSnapshot:
 
 
 def take_snapshot(caches: Sequence[Any], tokens: Sequence[int], arena: Arena, window: WindowSpec) -> PackedSnapshot:
-    """A snapshot of a single row that holds exactly `tokens`. Names the row's pages, so that equal prefixes share them."""
+    """A snapshot of a single row that holds exactly `tokens`. Names its pages, so that equal prefixes share them."""
     length = len(tokens)
     packed = {i: c for i, c in enumerate(caches) if isinstance(c, VQCache)}
     source = next(iter(packed.values()))

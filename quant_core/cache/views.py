@@ -1,0 +1,145 @@
+"""What attention reads: a decode step's view, and a prompt chunk's one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from quant_core.attention import Block, ExactColumns, attend_row
+from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.reference import reconstruct
+from quant_core.cache.pool import Arena
+from quant_core.cache.row import Row
+from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.spec import PAGE_SIZE, WindowSpec
+
+# Pages of history a prompt chunk attends to at once: 1,024 tokens.
+PREFILL_BLOCK_PAGES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """What all rows of one layer share."""
+
+    index: int
+    codec: LayerCodec
+    model_codec: ModelCodec
+    arena: Arena
+    backend: KernelBackend
+
+    @property
+    def window(self) -> WindowSpec:
+        """Which tokens stay exact."""
+        return self.model_codec.window
+
+    def empty_rings(self, num_rows: int) -> RingArrays:
+        """Rings and sinks of `num_rows` fresh rows."""
+        heads, w = self.codec.num_kv_heads, self.window
+        dk, dv = self.codec.keys.spec.head_dim, self.codec.values.spec.head_dim
+
+        def zeros(slots: int, dim: int) -> mx.array:
+            return mx.zeros((num_rows, heads, slots, dim), mx.float16)
+
+        s = w.num_sink_tokens
+        return RingArrays(zeros(w.ring_slots, dk), zeros(w.ring_slots, dv), zeros(s, dk), zeros(s, dv))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLayer:
+        return self
+
+
+class DecodeView:
+    """What a decode step's attention reads: everything lies in rings and pool."""
+
+    def __init__(self, layer: PackedLayer, rings: RingArrays, rows: Sequence[Row], starts: tuple[int, ...]) -> None:
+        self._layer, self._rings, self._rows, self._starts = layer, rings, rows, starts
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """Fused attention over codes and exact tokens."""
+        layer = self._layer
+        codes = layer.arena.codes(self._rows, layer.arena.layout.layers[layer.index])
+        return layer.backend.vq_attention(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window)
+
+
+@dataclass(frozen=True, eq=False)
+class PendingCodes:
+    """Pages completed by a prompt chunk and not yet in the pool.
+
+    Attributes:
+        first_page: index of the first of them in the sequence.
+        keys, values: codes `[Hkv, 64 n, code_bytes]` uint8.
+    """
+
+    first_page: int
+    keys: mx.array
+    values: mx.array
+
+    @property
+    def num_pages(self) -> int:
+        """n."""
+        return int(self.keys.shape[1]) // PAGE_SIZE
+
+    def cut(self, num_pages: int) -> PendingCodes:
+        """Without the pages from index `num_pages` of the sequence on."""
+        tokens = min(self.num_pages, num_pages - self.first_page) * PAGE_SIZE
+        return PendingCodes(self.first_page, self.keys[:, :tokens], self.values[:, :tokens])
+
+
+@dataclass(frozen=True, eq=False)
+class PrefillRow:
+    """One row's chunk: its true length, and what it attends to."""
+
+    length: int
+    start: int
+    exact: ExactColumns
+    pending: tuple[PendingCodes, ...]
+
+
+class PrefillView:
+    """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch."""
+
+    def __init__(self, layer: PackedLayer, rows: Sequence[PrefillRow], codes: PagedCodes, live: Any) -> None:
+        self._layer, self._rows, self._codes, self._live = layer, rows, codes, live
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """Streaming attention; evaluates, since lazy evaluation would keep many layers alive."""
+        layer, out = self._layer, []
+        for b, row in enumerate(self._rows):
+            padding = queries.shape[2] - row.length
+            if row.length == 0:
+                dim = layer.codec.values.spec.head_dim
+                out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
+                continue
+            result = attend_row(
+                queries[b, :, : row.length],
+                scale,
+                row.start,
+                row.exact,
+                self._history(b),
+                layer.codec,
+                layer.window,
+            )
+            out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
+        stacked = mx.stack(out)
+        mx.eval(stacked, self._live)
+        return stacked
+
+    def _history(self, b: int) -> Iterator[Block]:
+        """Reconstructed blocks of the positions some query of row `b` reads as codes: pool, then pending pages."""
+        layer, row = self._layer, self._rows[b]
+        num_pages = layer.window.num_code_pages(row.start + row.length - 1)
+        in_pool = min(self._codes.num_pages[b], num_pages)
+        for first in range(0, in_pool, PREFILL_BLOCK_PAGES):
+            count = min(PREFILL_BLOCK_PAGES, in_pool - first)
+            yield first * PAGE_SIZE, *layer.backend.vq_reconstruct(self._codes, b, first, count, layer.codec)
+        for pending in row.pending:
+            stop = min(pending.num_pages, num_pages - pending.first_page)
+            for page in range(0, stop, PREFILL_BLOCK_PAGES):
+                span = slice(page * PAGE_SIZE, min(page + PREFILL_BLOCK_PAGES, stop) * PAGE_SIZE)
+                keys, values = (
+                    reconstruct(pending.keys[:, span], layer.codec.keys),
+                    reconstruct(pending.values[:, span], layer.codec.values),
+                )
+                yield (pending.first_page + page) * PAGE_SIZE, keys, values
