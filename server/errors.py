@@ -104,6 +104,10 @@ class NotReadyError(ServerError):
     type = "server_error"
     code = "not_ready"
 
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class ConfigError(ServerError):
     """config.yaml, environment or command line is wrong; only raised at start."""

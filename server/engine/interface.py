@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from quant_core.cache.store import KVStore
 from server.engine.request import EngineEvent, GenerationRequest
 
 T = TypeVar("T")
@@ -50,7 +51,11 @@ class KVStatus:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """A snapshot of the engine for /admin/status, /readyz and /metrics, safe to read from any thread."""
+    """A snapshot of the engine for /admin/status, /readyz and /metrics, safe to read from any thread.
+
+    `counters` only grow. "step_s_count", "step_s_sum" and "step_s_le_<bound>" (cumulative, bound in seconds as in
+    "step_s_le_0.05") are the step-time histogram; any other key is exported as `vecinfer_engine_<key>_total`.
+    """
 
     state: str  # "loading" | "calibrating" | "ready" | "unready" | "draining" | "failed"
     detail: str
@@ -96,4 +101,11 @@ class Engine(Protocol):
         """Advance a generator on the MLX thread, one slice between decode steps, until it returns.
 
         Cancelling the future closes the generator (GeneratorExit at its current `yield`).
+        """
+
+    def activate(self, store: KVStore) -> None:
+        """New requests use `store` from the next step on; MLX thread only (through `call`).
+
+        Raises:
+            ConflictError: two stores are live already.
         """
