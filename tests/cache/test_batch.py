@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,9 +13,10 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import llama
 from mlx_lm.models.cache import trim_prompt_cache
 
+from quant_core.cache.files import load_row, save_row
 from quant_core.cache.packed_store import PackedStore, build_caches, plan_memory
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
-from quant_core.errors import KernelError, PoolError
+from quant_core.errors import ArtifactError, KernelError, PoolError
 from tests.helpers.random_codec import random_codec
 
 NUM_TOKENS = 100
@@ -218,3 +220,28 @@ def test_packed_bytes_are_a_sixth_of_float16(model: Any) -> None:
     assert all(type(c) is VQCache for c in caches)
     float16 = 2 * 2 * 64 * 2 * 4001
     assert all(c.nbytes * 6 <= float16 for c in caches)
+
+
+def test_a_saved_row_goes_on_as_if_never_saved(model: Any, store: PackedStore, tmp_path: Path) -> None:
+    prompt, rest = prompts(500, 100)
+    caches = store.new_row(store.reserve(600))
+    logprobs(model, caches, prompt)
+    save_row(tmp_path / "row.safetensors", store, caches, prompt)
+    want = logprobs(model, caches, rest)
+    loaded, tokens = load_row(tmp_path / "row.safetensors", store, store.reserve(600))
+    assert tokens == prompt
+    np.testing.assert_allclose(logprobs(model, loaded, rest), want, atol=0.05)
+    store.check_integrity([caches, loaded])
+
+
+def test_a_row_of_another_artifact_is_refused(model: Any, store: PackedStore, tmp_path: Path) -> None:
+    (prompt,) = prompts(100)
+    caches = store.new_row(store.reserve(100))
+    logprobs(model, caches, prompt)
+    save_row(tmp_path / "row.safetensors", store, caches, prompt)
+    other = PackedStore(model, random_codec(2, 2, 64, seed=1), store.plan)
+    with pytest.raises(ArtifactError, match="artifact random-0, the active one is random-1"):
+        load_row(tmp_path / "row.safetensors", other)
+    (tmp_path / "cut").write_bytes((tmp_path / "row.safetensors").read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_row(tmp_path / "cut", store)
