@@ -20,22 +20,12 @@ from quant_core.cache.page_table import PageReservation
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
-from quant_core.cache.store import Caches, HeldBytes
+from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage
 from quant_core.cache.views import PackedLayer
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
 from quant_core.codec import ModelCodec
 from quant_core.errors import PoolError
 from quant_core.spec import PAGE_SIZE
-
-
-@dataclass(frozen=True)
-class LayerProof:
-    """What one layer of a live cache turned out to be: its class, whether it is packed, its bytes per token."""
-
-    index: int
-    kind: str
-    packed: bool
-    bytes_per_token: float
 
 
 @dataclass
@@ -158,6 +148,20 @@ class PackedStore:
         shared = snapshot.num_pages if snapshot is not None else 0
         pages = self.arena.table.reserve(max(0, self.pages_for(num_tokens) - shared))
         return None if pages is None else PackedReservation(pages, self.plan)
+
+    def reserve_fork(self, prompt_len: int, num_tokens: int) -> PackedReservation | None:
+        """Promise a ring and the pages from the first one that may be unwritten at the fork."""
+        shared = self.codec.window.num_code_pages(prompt_len - 2)
+        return self.reserve(num_tokens - shared * PAGE_SIZE)
+
+    def usage(self) -> StoreUsage:
+        """How full the pool is."""
+        table, layers = self.arena.table, self.codec.layers.values()
+        fp16 = sum(2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in layers)
+        return StoreUsage(
+            "vecinfer", self.backend.name, self.codec.nbytes, table.capacity, table.num_used, table.num_reserved,
+            self.plan.budget_bytes, fp16,
+        )  # fmt: skip
 
     def new_row(self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None) -> Caches:
         """Caches of a fresh row, or of one resumed at the snapshot."""

@@ -19,6 +19,39 @@ class HeldBytes:
     other: int
 
 
+@dataclass(frozen=True)
+class LayerProof:
+    """What one layer of a live cache turned out to be: its class, whether it is packed, its bytes per token."""
+
+    index: int
+    kind: str
+    packed: bool
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class StoreUsage:
+    """What a store is and how full it is, but for the bytes that `held` measures.
+
+    Attributes:
+        method: "vecinfer" or "fp16".
+        backend: whose kernels read the caches.
+        table_bytes: codebooks, transforms and means.
+        pages_total, pages_used, pages_reserved: 0 where there are no pages.
+        budget_bytes: the one byte budget.
+        fp16_token_bytes: what a token costs in a float16 cache.
+    """
+
+    method: str
+    backend: str
+    table_bytes: int
+    pages_total: int
+    pages_used: int
+    pages_reserved: int
+    budget_bytes: int
+    fp16_token_bytes: float
+
+
 class Reservation(Protocol):
     """Pages and a ring promised to one row. Shared by deep copies; given back when the last of them dies."""
 
@@ -37,15 +70,24 @@ class Snapshot(Protocol):
 
 
 class KVStore(Protocol):
-    """The caches of one method: packed pages of one artifact, or mlx-lm's own arrays. MLX thread only."""
+    """The caches of one method: packed pages of one artifact, or mlx-lm's own arrays.
+
+    MLX thread only, but for `can_ever_fit`, which any thread may ask.
+    """
 
     artifact_id: str | None
 
     def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
         """Whether an empty store could hold `n` rows of `num_tokens` tokens (prompt pages shared)."""
 
+    def usage(self) -> StoreUsage:
+        """What the store is and how full it is; cheap."""
+
     def reserve(self, num_tokens: int, snapshot: Snapshot | None = None) -> Reservation | None:
         """Promise room for a row that grows to `num_tokens`, less what `snapshot` already holds; None: not now."""
+
+    def reserve_fork(self, prompt_len: int, num_tokens: int) -> Reservation | None:
+        """Promise room for a row forked at `prompt_len` tokens that grows to `num_tokens`; None: not now."""
 
     def new_row(self, reservation: Reservation, snapshot: Snapshot | None = None) -> Caches:
         """Caches for `BatchGenerator.insert(caches=)`: empty, or resumed at the snapshot's length."""
@@ -61,6 +103,13 @@ class KVStore(Protocol):
 
     def held(self, batches: Iterable[Caches]) -> HeldBytes:
         """Bytes held now, live batch caches given."""
+
+    def prove(self, caches: Caches) -> tuple[LayerProof, ...]:
+        """What each layer of a live batch really is.
+
+        Raises:
+            PoolError: a layer that should be packed is not.
+        """
 
     def check_integrity(self, batches: Iterable[Caches] = ()) -> None:
         """Raise PoolError when references, reservations and pages do not add up."""
