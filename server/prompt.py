@@ -1,0 +1,155 @@
+"""From messages or text to token ids, on a thread of its own so that a long prompt holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jinja2
+
+from server.errors import BadRequestError, ContextLengthError
+
+T = TypeVar("T")
+Message = dict[str, str]
+
+# Message ends worth a snapshot besides the system message's: the latest ones, which the next turn shares.
+NUM_RECENT_BOUNDARIES = 3
+# No tokenizer makes tokens longer than this on average; a longer text is refused without being tokenised.
+MAX_CHARS_PER_TOKEN = 128
+# What templates raise: Jinja's own errors, and plain ones from templates written in Python.
+TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """Token ids, and the positions where a message ends (ascending, inside the prompt)."""
+
+    ids: tuple[int, ...]
+    boundaries: tuple[int, ...] = ()
+
+
+class PromptBuilder:
+    """The one user of the tokenizer's encode and chat template (tokenizers are not thread-safe)."""
+
+    def __init__(self, tokenizer: Callable[[], Any]) -> None:
+        """`tokenizer` is asked for at each use: the model may still be loading when the server starts."""
+        self._tokenizer = tokenizer
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+
+    async def run(self, function: Callable[[Any], T]) -> T:
+        """`function(tokenizer)` on the tokenizer's thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: function(self._tokenizer()))
+
+    def close(self) -> None:
+        """End the thread; what is queued is dropped."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """Token ids are below this."""
+    return len(tokenizer)
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[Message], context_len: int) -> TokenizedPrompt:
+    """The conversation through the chat template, ready for the assistant's answer.
+
+    Raises:
+        BadRequestError: no template, or the template refuses these messages.
+        ContextLengthError: more text than the context can hold.
+    """
+    if not tokenizer.has_chat_template:
+        raise BadRequestError("this model has no chat template; use /v1/completions", param="messages")
+    text = render_chat(tokenizer, messages, add_generation_prompt=True)
+    ids = _encode(tokenizer, text, context_len, add_special_tokens=False)
+    return TokenizedPrompt(ids, _boundaries(tokenizer, messages, text, ids))
+
+
+def text_prompt(tokenizer: Any, prompt: str | tuple[int, ...], context_len: int) -> TokenizedPrompt:
+    """A text (special tokens added as the model expects them), or token ids checked against the vocabulary.
+
+    Raises:
+        BadRequestError: an id outside the vocabulary, or no token at all.
+        ContextLengthError: more text than the context can hold.
+    """
+    if isinstance(prompt, str):
+        ids = _encode(tokenizer, prompt, context_len, add_special_tokens=True)
+    else:
+        ids = prompt
+        wrong = next((i for i in ids if not 0 <= i < vocab_size(tokenizer)), None)
+        if wrong is not None:
+            raise BadRequestError(
+                f"prompt: {wrong} is not a token id of this model (0-{vocab_size(tokenizer) - 1})", param="prompt"
+            )
+    if not ids:
+        raise BadRequestError("prompt: it has no tokens", param="prompt")
+    return TokenizedPrompt(ids)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """The template's text.
+
+    Raises:
+        BadRequestError: the template refuses these messages (roles must alternate, for one).
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TEMPLATE_ERRORS as error:
+        raise BadRequestError(f"the model's chat template refuses these messages: {error}", param="messages") from error
+    return str(text)
+
+
+def _encode(tokenizer: Any, text: str, context_len: int, *, add_special_tokens: bool) -> tuple[int, ...]:
+    if len(text) > MAX_CHARS_PER_TOKEN * context_len:
+        raise ContextLengthError(
+            f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens",
+            param="messages" if not add_special_tokens else "prompt",
+        )
+    return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def _boundaries(tokenizer: Any, messages: Sequence[Message], text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Positions up to which `ids` says only what some first messages say: other prompts may share them."""
+    num_system = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    recent = range(max(num_system + 1, len(messages) - NUM_RECENT_BOUNDARIES), len(messages))
+    prefixes = [_system_prefix(tokenizer, messages, num_system, text)] if num_system else []
+    prefixes += [_prefix(tokenizer, messages[:end], text) for end in recent]
+    ends = {_shared_len(tokenizer, prefix, ids) for prefix in prefixes if prefix}
+    return tuple(sorted(end for end in ends if 0 < end < len(ids)))
+
+
+def _prefix(tokenizer: Any, messages: Sequence[Message], text: str) -> str:
+    """The first messages' text where the whole text starts with it, else nothing."""
+    try:
+        prefix = render_chat(tokenizer, messages, add_generation_prompt=False)
+    except BadRequestError:
+        return ""
+    return prefix if text.startswith(prefix) else ""
+
+
+def _system_prefix(tokenizer: Any, messages: Sequence[Message], num_system: int, text: str) -> str:
+    """What precedes the first user's words, also where a template refuses a lone system message or merges it."""
+    prefix = _prefix(tokenizer, messages[:num_system], text)
+    if messages[num_system - 1]["content"].strip() in prefix or num_system == len(messages):
+        return prefix
+    given = messages[num_system]["content"]
+    other = {**messages[num_system], "content": "b" if given.startswith("a") else "a"}
+    try:
+        variant = render_chat(tokenizer, [*messages[:num_system], other], add_generation_prompt=False)
+    except BadRequestError:
+        return ""
+    return text[: _common_len(text, variant)]
+
+
+def _shared_len(tokenizer: Any, prefix: str, ids: tuple[int, ...]) -> int:
+    """Leading tokens of the whole prompt that the prefix alone also starts with."""
+    return _common_len(tokenizer.encode(prefix, add_special_tokens=False), ids)
+
+
+def _common_len(a: Sequence[Any], b: Sequence[Any]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

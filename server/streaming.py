@@ -1,0 +1,181 @@
+"""Engine events on their way out: merged over prompts, watched for hang-ups, framed as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.engine.interface import Engine
+from server.engine.request import EngineEvent, GenerationRequest, is_terminal
+
+DONE = b"data: [DONE]\n\n"
+SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class ClientGone(Exception):
+    """The caller hung up; its engine requests are already aborted."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """An event and the prompt (of one HTTP request) it belongs to."""
+
+    prompt_index: int
+    event: EngineEvent
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Wall clock: `interval_s` went by since the last one, whatever else happened."""
+
+
+@dataclass(frozen=True)
+class _HungUp:
+    pass
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: BaseException
+
+
+_Item = Tagged | _HungUp | _Failed
+
+
+class RequestGroup:
+    """The engine requests behind one HTTP request: submitted together, aborted together."""
+
+    def __init__(self, engine: Engine, requests: Sequence[GenerationRequest]) -> None:
+        """Submit all.
+
+        Raises:
+            ServerError: the engine refused one; those before it are aborted.
+        """
+        self._engine = engine
+        self._open: set[str] = set()
+        self._iterators: list[AsyncIterator[EngineEvent]] = []
+        try:
+            for request in requests:
+                self._iterators.append(engine.submit(request))
+                self._open.add(request.request_id)
+        finally:
+            if len(self._iterators) < len(requests):
+                self.abort("another prompt of the same request was refused")
+
+    def abort(self, reason: str) -> None:
+        """End what has not ended. Idempotent."""
+        for request_id in tuple(self._open):
+            self._engine.abort(request_id, reason)
+        self._open.clear()
+
+    async def events(self, receive: Receive, interval_s: float) -> AsyncGenerator[Tagged | Tick, None]:
+        """All events in the order they come, a Tick every `interval_s`, until every request has ended.
+
+        Raises:
+            ClientGone: `receive` reported a disconnect.
+        """
+        queue: asyncio.Queue[_Item] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(i, it, queue)) for i, it in enumerate(self._iterators)]
+        tasks.append(asyncio.create_task(self._watch(receive, queue)))
+        for task in tasks:
+            task.add_done_callback(lambda done: _report(done, queue))
+        num_left = len(self._iterators)
+        deadline = time.monotonic() + interval_s
+        try:
+            while num_left:
+                item = await _next_before(queue, deadline)
+                if isinstance(item, _HungUp):
+                    raise ClientGone
+                if isinstance(item, _Failed):
+                    raise item.error
+                if isinstance(item, Tagged):
+                    num_left -= is_terminal(item.event)
+                    yield item
+                if time.monotonic() >= deadline:
+                    yield Tick()
+                    deadline = time.monotonic() + interval_s
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.abort("the request ended early")
+
+    async def _pump(self, index: int, events: AsyncIterator[EngineEvent], queue: asyncio.Queue[_Item]) -> None:
+        async for event in events:
+            if is_terminal(event):
+                self._open.discard(event.request_id)
+            queue.put_nowait(Tagged(index, event))
+            if is_terminal(event):
+                return
+        raise RuntimeError("the engine's events ended without a terminal one")
+
+    async def _watch(self, receive: Receive, queue: asyncio.Queue[_Item]) -> None:
+        """Abort at the hang-up itself, not when the consumer next looks: it may be stuck writing."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.abort("the client disconnected")
+        queue.put_nowait(_HungUp())
+
+
+def _report(task: asyncio.Task[None], queue: asyncio.Queue[_Item]) -> None:
+    """Pass a pump's failure on to the consumer."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        queue.put_nowait(_Failed(error))
+
+
+async def _next_before(queue: asyncio.Queue[_Item], deadline: float) -> _Item | None:
+    """The next item, None when there is none before the deadline."""
+    if not queue.empty():
+        return queue.get_nowait()
+    try:
+        return await asyncio.wait_for(queue.get(), max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        return None
+
+
+def to_json(data: Mapping[str, Any]) -> bytes:
+    """Compact UTF-8 JSON on one line."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def sse_data(data: Mapping[str, Any], event: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if event is None else f"event: {event}\n".encode()
+    return head + b"data: " + to_json(data) + b"\n\n"
+
+
+def sse_comment(text: str) -> bytes:
+    """A comment: keeps the connection alive, seen by no client."""
+    return f": {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """A server-sent event stream written by `frames(receive)`; `on_close` runs however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: Callable[[Receive], AsyncGenerator[bytes, None]], on_close: Callable[[], None]) -> None:
+        super().__init__(headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self._frames = frames
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write frames until they end or the client goes."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with aclosing(self._frames(receive)) as frames:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientGone:
+            return
+        finally:
+            self._on_close()
