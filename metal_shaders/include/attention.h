@@ -1,0 +1,185 @@
+// The two passes of decode attention over one tile of 32 TPL tokens, for NQ queries at once.
+//
+// Score pass: lane (g, t) = (lane / 4, lane % 4) owns the t-th quarter of the sub-vectors of every 8th token; the four
+// partial scores of a token are then added so that each lane keeps TPL tokens. Value pass: a lane owns sub-vectors.
+
+// The token of the tile, 0 ... 32 TPL - 1, whose score this lane keeps at index u.
+template <int TPL>
+METAL_FUNC int kept_token(int lane, int u) {
+  return (lane % 4 * TPL + u) * 8 + lane / 4;
+}
+
+// NQ queries' channels [at, at + d).
+template <int NQ, int DIM, int d>
+METAL_FUNC void load_queries(const device float* queries, int at, thread float* out) {
+  for (int n = 0; n < NQ; ++n) {
+    const device float* q = queries + n * DIM + at;
+    if (d == 2) {
+      const float2 v = *(const device float2*)q;
+      out[n * d] = v.x;
+      out[n * d + 1] = v.y;
+    }
+    for (int i = 0; i + 4 <= d; i += 4) {
+      const float4 v = *(const device float4*)(q + i);
+      out[n * d + i] = v.x;
+      out[n * d + i + 1] = v.y;
+      out[n * d + i + 2] = v.z;
+      out[n * d + i + 3] = v.w;
+    }
+  }
+}
+
+// score[o * NQ + n] += <query n, this lane's sub-vectors of token first_token + o * 8 + g>, o < 4 TPL.
+template <int NQ, int TPL, int DIM, int M, int d, int G, bool IS_SHARED>
+METAL_FUNC void score_codes(const device uchar* section, const device float* queries, const threadgroup half* shared,
+                            const device half* tables, int first_token, int lane, thread float* score) {
+  constexpr int RUN = key_run(M);
+  const int t = lane % 4;
+  if (t >= key_lanes(M)) {
+    return;
+  }
+  const device uchar* codes = section + first_token / 8;
+  for (int i = 0; i < RUN; ++i) {
+    const int j = t * RUN + i;
+    const int table = (key_lanes(M) == 4 ? t * G / 4 : j * G / M) * (NUM_CENTROIDS * d);
+    const device uint* words = (const device uint*)(codes + key_codes_at<M>(lane / 4, t, i));
+    float q[NQ * d];
+    load_queries<NQ, DIM, d>(queries, j * d, q);
+    for (int w = 0; w < TPL; ++w) {
+      const uint word = words[w];
+      for (int o = 0; o < 4; ++o) {
+        float c[d];
+        load_centroid<d, IS_SHARED>(shared, tables, table + int((word >> (8 * o)) & 255u) * d, c);
+        for (int n = 0; n < NQ; ++n) {
+          for (int k = 0; k < d; ++k) {
+            score[(w * 4 + o) * NQ + n] += q[n * d + k] * c[k];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Adds the four lanes' partial scores; score[u * NQ + n] is then that of kept_token(lane, u).
+template <int NQ, int TPL>
+METAL_FUNC void share_scores(int lane, thread float* score) {
+  for (int bit = 2; bit > 0; bit /= 2) {
+    const int count = TPL * bit * NQ;
+    const bool is_upper = (lane & bit) != 0;
+    for (int i = 0; i < count; ++i) {
+      const float sent = is_upper ? score[i] : score[i + count];
+      const float kept = is_upper ? score[i + count] : score[i];
+      score[i] = kept + simd_shuffle_xor(sent, ushort(bit));
+    }
+  }
+}
+
+// score[n] += <query n, one exact key>.
+template <int NQ, int DIM>
+METAL_FUNC void score_exact(const device half* key, const device float* queries, thread float* score) {
+  for (int i = 0; i < DIM; i += 4) {
+    float q[NQ * 4];
+    load_queries<NQ, DIM, 4>(queries, i, q);
+    float c[4];
+    load_device<4>(key + i, c);
+    for (int n = 0; n < NQ; ++n) {
+      for (int k = 0; k < 4; ++k) {
+        score[n] += q[n * 4 + k] * c[k];
+      }
+    }
+  }
+}
+
+// acc[(s * NQ + n) * d + k] += sum over the tile's tokens of weight[token][n] * reconstructed channel.
+template <int NQ, int TPL, int STRIDE, int M, int d, int G, bool IS_SHARED>
+METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* shared, const device half* tables,
+                          const threadgroup float* weights, int first_token, int lane, thread float* acc) {
+  constexpr int LANES = value_lanes(M);
+  constexpr int PARTS = 4 * LANES / 32;  // of the four t, those one token group takes
+  for (int s = 0; s < value_steps(M); ++s) {
+    const int slot = lane % LANES + s * LANES;
+    if (M % LANES == 0 || slot < M) {
+      const int table = value_subvec<M>(slot) * G / M * (NUM_CENTROIDS * d);
+      const device uchar* codes = section + slot * 64 + first_token / 4;
+      for (int part = 0; part < PARTS; ++part) {
+        const int t = lane / LANES * PARTS + part;
+        const device uint* words = (const device uint*)(codes + t * 16);
+        for (int tile = 0; tile < 2 * TPL; ++tile) {
+          const uint word = words[tile];
+          for (int i = 0; i < 4; ++i) {
+            const threadgroup float* weight = weights + (tile * 16 + i / 2 * 8 + t * 2 + i % 2) * STRIDE;
+            float c[d];
+            load_centroid<d, IS_SHARED>(shared, tables, table + int((word >> (8 * i)) & 255u) * d, c);
+            for (int n = 0; n < NQ; ++n) {
+              const float w = weight[n];
+              for (int k = 0; k < d; ++k) {
+                acc[(s * NQ + n) * d + k] += w * c[k];
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// The same for a tile of exact tokens: those before `num_sinks` lie in the sinks, the others in their ring slots. Both
+// pointers are at the section's first channel.
+template <int NQ, int STRIDE, int DIM, int M, int d>
+METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int first_token, int num_tokens,
+                          int num_sinks, int ring_slots, const threadgroup float* weights, int lane,
+                          thread float* acc) {
+  constexpr int LANES = value_lanes(M);
+  for (int s = 0; s < value_steps(M); ++s) {
+    const int slot = lane % LANES + s * LANES;
+    if (M % LANES == 0 || slot < M) {
+      const int channel = value_subvec<M>(slot) * d;
+      for (int i = lane / LANES; i < num_tokens; i += 32 / LANES) {
+        const int token = first_token + i;
+        const device half* value = token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM;
+        float c[d];
+        load_device<d>(value + channel, c);
+        for (int n = 0; n < NQ; ++n) {
+          const float w = weights[i * STRIDE + n];
+          for (int k = 0; k < d; ++k) {
+            acc[(s * NQ + n) * d + k] += w * c[k];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Takes a higher running maximum into account: query n's share of the section times `factor`.
+template <int NQ, int M, int d>
+METAL_FUNC void rescale(thread float* acc, int n, float factor) {
+  for (int s = 0; s < value_steps(M); ++s) {
+    for (int k = 0; k < d; ++k) {
+      acc[(s * NQ + n) * d + k] *= factor;
+    }
+  }
+}
+
+// Adds up the lanes that hold the same sub-vectors for different tokens.
+template <int NQ, int M, int d>
+METAL_FUNC void join_token_groups(thread float* acc) {
+  for (int offset = value_lanes(M); offset < 32; offset *= 2) {
+    for (int i = 0; i < value_steps(M) * NQ * d; ++i) {
+      acc[i] += simd_shuffle_xor(acc[i], ushort(offset));
+    }
+  }
+}
+
+// Query n's channels of a section, times `factor`, into `out`.
+template <int NQ, int M, int d>
+METAL_FUNC void store_section(const thread float* acc, int n, float factor, int lane, threadgroup float* out) {
+  constexpr int LANES = value_lanes(M);
+  for (int s = 0; s < value_steps(M); ++s) {
+    const int slot = lane + s * LANES;
+    if (lane < LANES && slot < M) {
+      for (int k = 0; k < d; ++k) {
+        out[value_subvec<M>(slot) * d + k] = acc[(s * NQ + n) * d + k] * factor;
+      }
+    }
+  }
+}

@@ -1,0 +1,246 @@
+// vq_attention_partial: online softmax of one run of 64-token units of one row, straight from codes and exact vectors.
+//
+// What       s_t = <q~_b, k~_t> + mean_b, o~ = sum_t exp2(s_t - max) v~_t, over code pages, sinks and ring slots
+//            (reference.py: vq_attention). queries and mean_scores come times scale * log2(e), so exp2 is used.
+// Inputs     queries [Hkv, R, D] f32, mean_scores [Hkv, R] f32: R = one row per (batch row, bucket, query)
+//            pool [slabs, slab_bytes] u8, page_table [B, max_pages] i32
+//            key_tables, value_tables [Hkv, entries] f16: sections one after another, each [G, 256, d]
+//            ring_keys, ring_values [B, Hkv, RING, D] f16, sink_keys, sink_values [B, Hkv, S, D] f16 (S 0: unread)
+//            work [W, 4] i32: row, first unit, end unit, 0      rows [B, 8] i32: start, code units, units every query
+//            sees as codes, first exact group, 1 if the sinks are a unit, first row of queries, pages in pool, 0
+//            geometry [16] i32: L, N, R, S, RING, window, bucket_len, pages_per_slab, page_bytes, slab_bytes,
+//            layer offset, max_pages, Hkv, 0, 0, 0
+// Outputs    partial_out [W, Hkv, N, Dv] f32, partial_max, partial_sum [W, Hkv, N] f32
+// Launch     grid (W * 32 * NUM_SIMDGROUPS, Hkv * ceil(N / NQ), 1), threadgroup (32 * NUM_SIMDGROUPS, 1, 1)
+//            threadgroup = one work item of one KV head, NQ queries; simdgroup = every NUM_SIMDGROUPS-th unit
+// Template   NQ 1-16 | TPL 1,2 tokens per lane | NUM_SIMDGROUPS 2,4,8 | K_M0 K_D0 K_G0 K_M1 K_D1 K_G1 (M1 0: one
+//            section), V_ likewise | K_SHARED V_SHARED: tables in threadgroup memory
+// Memory     threadgroup: tables + NUM_SIMDGROUPS * max(32 TPL * stride, Dv) f32 + 2 NUM_SIMDGROUPS NQ f32 (limit 32,768 B)
+// Bytes      per token and KV head: key and value codes once per NQ queries
+// Numerics   f32 accumulation; an invisible token weighs exactly 0; a run without visible tokens: max -1e30, sum 0
+// Limits     positions < 2^31; pool offsets 64-bit; slab_bytes a multiple of 4
+constexpr int K_DIM = K_M0 * K_D0 + K_M1 * K_D1;
+constexpr int V_DIM = V_M0 * V_D0 + V_M1 * V_D1;
+constexpr int K_BYTES = K_M0 + K_M1;
+constexpr int V_BYTES = V_M0 + V_M1;
+constexpr int K_ENTRIES0 = K_G0 * NUM_CENTROIDS * K_D0;
+constexpr int V_ENTRIES0 = V_G0 * NUM_CENTROIDS * V_D0;
+constexpr int K_ENTRIES = K_ENTRIES0 + (K_M1 ? K_G1 * NUM_CENTROIDS * K_D1 : 0);
+constexpr int V_ENTRIES = V_ENTRIES0 + (V_M1 ? V_G1 * NUM_CENTROIDS * V_D1 : 0);
+constexpr int TILE = 32 * TPL;
+constexpr int STRIDE = NQ < 3 ? NQ : (NQ + 3) / 4 * 4;
+constexpr int SCRATCH = TILE * STRIDE > V_DIM ? TILE * STRIDE : V_DIM;
+constexpr int ACC0 = value_steps(V_M0) * NQ * V_D0;
+constexpr int ACC1 = V_M1 ? value_steps(V_M1) * NQ * V_D1 : 1;
+constexpr float MASKED = -1e30f;
+
+threadgroup half4 shared_keys[K_SHARED ? K_ENTRIES / 4 : 1];
+threadgroup half4 shared_values[V_SHARED ? V_ENTRIES / 4 : 1];
+threadgroup float4 scratch[NUM_SIMDGROUPS * SCRATCH / 4];
+threadgroup float group_max[NUM_SIMDGROUPS * NQ];
+threadgroup float group_sum[NUM_SIMDGROUPS * NQ];
+
+const int lane = int(thread_index_in_simdgroup);
+const int simd_id = int(simdgroup_index_in_threadgroup);
+const int thread_id = int(thread_index_in_threadgroup);
+
+// 1. what this threadgroup works on
+const int item = int(threadgroup_position_in_grid.x);
+const int num_queries = geometry[1];
+const int num_tiles = (num_queries + NQ - 1) / NQ;
+const int kv_head = int(threadgroup_position_in_grid.y) / num_tiles;
+const int first_query = int(threadgroup_position_in_grid.y) % num_tiles * NQ;
+const int query_len = geometry[0];
+const int num_sinks = geometry[3];
+const int ring_slots = geometry[4];
+const int num_kv_heads = geometry[12];
+const int row = work[item * 4];
+const int start = rows[row * 8];
+const int code_units = rows[row * 8 + 1];
+const int last = start + query_len - 1;
+const size_t head_row = size_t(row) * size_t(num_kv_heads) + size_t(kv_head);
+const device half* ring_key = ring_keys + head_row * size_t(ring_slots) * K_DIM;
+const device half* ring_value = ring_values + head_row * size_t(ring_slots) * V_DIM;
+const device half* sink_key = sink_keys + head_row * size_t(num_sinks) * K_DIM;
+const device half* sink_value = sink_values + head_row * size_t(num_sinks) * V_DIM;
+const device half* key_table = key_tables + size_t(kv_head) * K_ENTRIES;
+const device half* value_table = value_tables + size_t(kv_head) * V_ENTRIES;
+const ulong head_offset = ulong(geometry[10]) + ulong(kv_head) * ulong(PAGE_SIZE * (K_BYTES + V_BYTES));
+
+// 2. tables into threadgroup memory
+if (K_SHARED) {
+  for (int i = thread_id; i < K_ENTRIES / 4; i += 32 * NUM_SIMDGROUPS) {
+    shared_keys[i] = ((const device half4*)key_table)[i];
+  }
+}
+if (V_SHARED) {
+  for (int i = thread_id; i < V_ENTRIES / 4; i += 32 * NUM_SIMDGROUPS) {
+    shared_values[i] = ((const device half4*)value_table)[i];
+  }
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+const threadgroup half* shared_key = (const threadgroup half*)shared_keys;
+const threadgroup half* shared_value = (const threadgroup half*)shared_values;
+threadgroup float* weights = (threadgroup float*)scratch + simd_id * SCRATCH;
+
+float running_max[NQ];
+float lane_sum[NQ];
+float acc0[ACC0];
+float acc1[ACC1];
+for (int n = 0; n < NQ; ++n) {
+  running_max[n] = MASKED;
+  lane_sum[n] = 0.0f;
+}
+for (int i = 0; i < ACC0; ++i) {
+  acc0[i] = 0.0f;
+}
+for (int i = 0; i < ACC1; ++i) {
+  acc1[i] = 0.0f;
+}
+
+for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit += NUM_SIMDGROUPS) {
+  // 3. the unit's 64 positions: a code page, the sinks alone, or exact vectors
+  const bool is_coded = unit < code_units;
+  const bool is_sinks = !is_coded && rows[row * 8 + 4] != 0 && unit == code_units;
+  const int exact_group = rows[row * 8 + 3] + unit - code_units - rows[row * 8 + 4];
+  const int base = (is_coded ? unit : is_sinks ? 0 : exact_group) * PAGE_SIZE;
+  const int end = is_sinks ? num_sinks : min(base + PAGE_SIZE, last + 1);
+  const bool is_masked = !is_coded || unit >= rows[row * 8 + 2] || base < num_sinks;
+  const int query_row = rows[row * 8 + 5] + base / geometry[6] * num_queries + first_query;
+  const device float* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
+  const device uchar* key_block = pool;
+  if (is_coded) {
+    const int page = page_table[row * geometry[11] + unit];
+    key_block = pool + (page_start(page, geometry[7], geometry[8], geometry[9]) + head_offset);
+  }
+  const device uchar* value_block = key_block + (is_coded ? PAGE_SIZE * K_BYTES : 0);
+
+  for (int first = 0; first < PAGE_SIZE; first += TILE) {
+    const int num_tokens = min(TILE, end - base - first);
+    if (num_tokens <= 0) {
+      break;
+    }
+    // 4. scores: a lane keeps those of TPL tokens
+    float score[4 * TPL * NQ];
+    for (int i = 0; i < 4 * TPL * NQ; ++i) {
+      score[i] = 0.0f;
+    }
+    if (is_coded) {
+      score_codes<NQ, TPL, K_DIM, K_M0, K_D0, K_G0, K_SHARED>(
+          key_block, unit_queries, shared_key, key_table, first, lane, score);
+      if (K_M1) {
+        score_codes<NQ, TPL, K_DIM, K_M1 ? K_M1 : 8, K_D1, K_G1, K_SHARED>(
+            key_block + PAGE_SIZE * K_M0, unit_queries + K_M0 * K_D0, shared_key + K_ENTRIES0,
+            key_table + K_ENTRIES0, first, lane, score);
+      }
+      share_scores<NQ, TPL>(lane, score);
+    } else {
+      for (int u = 0; u < TPL; ++u) {
+        const int token = base + first + min(kept_token<TPL>(lane, u), num_tokens - 1);
+        const device half* key =
+            token < num_sinks ? sink_key + token * K_DIM : ring_key + token % ring_slots * K_DIM;
+        score_exact<NQ, K_DIM>(key, unit_queries, score + u * NQ);
+      }
+    }
+    // 5. online softmax; masks only where some query does not see some token
+    for (int n = 0; n < NQ; ++n) {
+      const int query = min(first_query + n, num_queries - 1);
+      const float mean = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row - first_query + query)];
+      float top = MASKED;
+      for (int u = 0; u < TPL; ++u) {
+        bool is_visible = true;
+        if (is_masked) {
+          const int token = base + first + kept_token<TPL>(lane, u);
+          const int position = start + query % query_len;
+          const int code_end = max(0, (position + 1 - geometry[5]) / PAGE_SIZE) * PAGE_SIZE;
+          is_visible = is_coded ? token >= num_sinks && token < code_end
+                                : token <= position && token < end && (token < num_sinks || token >= code_end);
+        }
+        score[u * NQ + n] = is_visible ? score[u * NQ + n] + mean : MASKED;
+        top = metal::max(top, score[u * NQ + n]);
+      }
+      const float new_max = metal::max(running_max[n], simd_max(top));
+      if (new_max > running_max[n]) {
+        const float factor = metal::fast::exp2(running_max[n] - new_max);
+        running_max[n] = new_max;
+        lane_sum[n] *= factor;
+        rescale<NQ, V_M0, V_D0>(acc0, n, factor);
+        if (V_M1) {
+          rescale<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor);
+        }
+      }
+      for (int u = 0; u < TPL; ++u) {
+        const float s = score[u * NQ + n];
+        const float w = s > 0.5f * MASKED ? metal::fast::exp2(s - new_max) : 0.0f;
+        lane_sum[n] += w;
+        weights[kept_token<TPL>(lane, u) * STRIDE + n] = w;
+      }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    // 6. weighted values, a lane owning sub-vectors
+    if (is_coded) {
+      add_codes<NQ, TPL, STRIDE, V_M0, V_D0, V_G0, V_SHARED>(
+          value_block, shared_value, value_table, weights, first, lane, acc0);
+      if (V_M1) {
+        add_codes<NQ, TPL, STRIDE, V_M1 ? V_M1 : 8, V_D1, V_G1, V_SHARED>(
+            value_block + PAGE_SIZE * V_M0, shared_value + V_ENTRIES0, value_table + V_ENTRIES0, weights, first, lane,
+            acc1);
+      }
+    } else {
+      add_exact<NQ, STRIDE, V_DIM, V_M0, V_D0>(
+          sink_value, ring_value, base + first, num_tokens, num_sinks, ring_slots, weights, lane, acc0);
+      if (V_M1) {
+        add_exact<NQ, STRIDE, V_DIM, V_M1 ? V_M1 : 8, V_D1>(
+            sink_value + V_M0 * V_D0, ring_value + V_M0 * V_D0, base + first, num_tokens, num_sinks, ring_slots,
+            weights, lane, acc1);
+      }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+  }
+}
+
+// 7. merge the simdgroups, one query at a time
+join_token_groups<NQ, V_M0, V_D0>(acc0);
+if (V_M1) {
+  join_token_groups<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1);
+}
+for (int n = 0; n < NQ; ++n) {
+  const float sum = simd_sum(lane_sum[n]);
+  if (lane == 0) {
+    group_max[simd_id * NQ + n] = running_max[n];
+    group_sum[simd_id * NQ + n] = sum;
+  }
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+for (int n = 0; n < NQ; ++n) {
+  float top = MASKED;
+  for (int i = 0; i < NUM_SIMDGROUPS; ++i) {
+    top = metal::max(top, group_max[i * NQ + n]);
+  }
+  const float factor = metal::fast::exp2(running_max[n] - top);
+  store_section<NQ, V_M0, V_D0>(acc0, n, factor, lane, weights);
+  if (V_M1) {
+    store_section<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor, lane, weights + V_M0 * V_D0);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (first_query + n < num_queries) {
+    const size_t out = (size_t(item) * size_t(num_kv_heads) + size_t(kv_head)) * size_t(num_queries) +
+                       size_t(first_query + n);
+    for (int c = thread_id; c < V_DIM; c += 32 * NUM_SIMDGROUPS) {
+      float total = 0.0f;
+      for (int i = 0; i < NUM_SIMDGROUPS; ++i) {
+        total += ((const threadgroup float*)scratch)[i * SCRATCH + c];
+      }
+      partial_out[out * V_DIM + c] = total;
+    }
+    if (thread_id == 0) {
+      float total = 0.0f;
+      for (int i = 0; i < NUM_SIMDGROUPS; ++i) {
+        total += group_sum[i * NQ + n] * metal::fast::exp2(group_max[i * NQ + n] - top);
+      }
+      partial_max[out] = top;
+      partial_sum[out] = total;
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}

@@ -1,0 +1,120 @@
+"""One layer's decode step with random contents: codec, pool with holes, rings, page tables, queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.cache.layout import LayerLayout, pack_block
+from quant_core.codec import LayerCodec
+from quant_core.rotary import Rotary
+from quant_core.spec import PAGE_SIZE, VQSpec, WindowSpec
+from tests.helpers.random_codec import random_vector_codec
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What distinguishes one kernel variant and one shape of batch from another.
+
+    Attributes:
+        positions: per row, the position of its first query.
+        rotary_dims: channels that turn; 0: position-blind.
+    """
+
+    head_dim: int = 64
+    num_kv_heads: int = 2
+    gqa_factor: int = 2
+    query_len: int = 1
+    key_bits: int = 2
+    value_bits: int = 2
+    key_tables: int | None = None
+    value_tables: int | None = None
+    dtype: mx.Dtype = mx.float16
+    positions: tuple[int, ...] = (200, 0, 63)
+    window: WindowSpec = WindowSpec()
+    rotary_dims: int | None = None
+    traditional: bool = False
+    scale: float | None = None
+    spread: float = 1.0
+
+    @property
+    def softmax_scale(self) -> float:
+        """1 / sqrt(D) unless given."""
+        return self.scale if self.scale is not None else self.head_dim**-0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything vq_attention takes."""
+
+    geometry: Geometry
+    codec: LayerCodec
+    rings: RingArrays
+    codes: PagedCodes
+    queries: mx.array
+
+
+def make_codec(g: Geometry, rng: np.random.Generator) -> LayerCodec:
+    """Random codec of the geometry; the last centroids repeat the first, so that ties occur."""
+    dims = g.head_dim if g.rotary_dims is None else g.rotary_dims
+    rotary = Rotary(g.head_dim, 1e4 ** -(np.arange(0, dims, 2) / dims), g.traditional) if dims else None
+    keys = random_vector_codec(rng, VQSpec.for_bits(g.head_dim, g.key_bits, g.key_tables), g.num_kv_heads)
+    values = random_vector_codec(rng, VQSpec.for_bits(g.head_dim, g.value_bits, g.value_tables), g.num_kv_heads)
+    return LayerCodec(keys, values, rotary)
+
+
+def make_scene(g: Geometry, seed: int = 0) -> Scene:
+    """A scene whose pool, ring and sinks hold random bytes everywhere, also where nobody may read."""
+    rng = np.random.default_rng(seed)
+    codec = make_codec(g, rng)
+    batch, heads = len(g.positions), g.num_kv_heads
+    layer = LayerLayout(64, heads, codec.keys.spec.code_bytes, codec.values.spec.code_bytes)
+    page_bytes = 64 + layer.nbytes + 128
+    num_pages = tuple(g.window.num_code_pages(p + g.query_len - 1) for p in g.positions)
+    total, per_slab = sum(num_pages) + 3, 3
+    order = rng.permutation(total)
+    table = np.zeros((batch, max(1, *num_pages)), np.int32)
+    at = 0
+    for b, count in enumerate(num_pages):
+        table[b, :count] = order[at : at + count]
+        at += count
+    pool = rng.integers(0, 256, (-(-total // per_slab), per_slab * page_bytes + 64), np.uint8)
+    codes = PagedCodes(mx.array(pool), mx.array(table), num_pages, layer, per_slab, page_bytes)
+
+    def exact(slots: int) -> mx.array:
+        x = rng.standard_normal((batch, heads, slots, g.head_dim))
+        x[..., : slots // 7 + 1, 5] *= 9  # planted outliers
+        return mx.array(x, mx.float16)
+
+    slots, sinks = g.window.ring_slots, g.window.num_sink_tokens
+    rings = RingArrays(exact(slots), exact(slots), exact(sinks), exact(sinks))
+    shape = (batch, heads * g.gqa_factor, g.query_len, g.head_dim)
+    queries = mx.array(rng.standard_normal(shape) * g.spread, mx.float32).astype(g.dtype)
+    return Scene(g, codec, rings, codes, queries)
+
+
+def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.array) -> PagedCodes:
+    """The scene's codes with one page of a row replaced by `keys, values [Hkv, 64, code_bytes]`."""
+    codes, layer = scene.codes, scene.codes.layer
+    packed = mx.concatenate(
+        [pack_block(keys, scene.codec.keys.spec, "keys"), pack_block(values, scene.codec.values.spec, "values")], axis=-1
+    )
+    pool = np.array(codes.pool)
+    number = int(codes.page_table[row, page].item())
+    start = number % codes.pages_per_slab * codes.page_bytes + layer.offset
+    pool[number // codes.pages_per_slab, start : start + layer.nbytes] = np.array(packed).reshape(-1)
+    return PagedCodes(
+        mx.array(pool), codes.page_table, codes.num_pages, layer, codes.pages_per_slab, codes.page_bytes
+    )
+
+
+def relative_error(got: mx.array, want: mx.array) -> float:
+    """Norm of the difference over the norm of `want`."""
+    a, b = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+assert PAGE_SIZE == 64
