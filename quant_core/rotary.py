@@ -44,12 +44,15 @@ class Rotary:
         turned, rest = x[..., : self.dims], x[..., self.dims :]
         if self.traditional:
             a, b = turned[..., 0::2], turned[..., 1::2]
-            out = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(turned.shape)
+            pairs = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+            out = pairs.reshape(*pairs.shape[:-2], self.dims)
         else:
             half = self.dims // 2
             a, b = turned[..., :half], turned[..., half:]
             out = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-        return mx.concatenate([out, rest], axis=-1) if rest.shape[-1] else out
+        if not rest.shape[-1]:
+            return out
+        return mx.concatenate([out, mx.broadcast_to(rest, (*out.shape[:-1], rest.shape[-1]))], axis=-1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rotary:
         return self
