@@ -14,6 +14,8 @@ from server.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=4)]
+# Set when the process restarted itself with a BLAS preloaded, so that it does so only once.
+BLAS_GUARD = "VECINFER_BLAS_RESTARTED"
 
 
 class _Section(BaseModel):
@@ -127,6 +129,29 @@ def user_data_dir(config: ServerConfig) -> Path:
         return config.data_dir.expanduser()
     home = os.environ.get("VECINFER_HOME")
     return Path(home) if home else Path.home() / ".cache" / "vecinfer"
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process, or for this one started again: ours with `changes`."""
+    return {**os.environ, **changes}
+
+
+@dataclass(frozen=True)
+class BlasEnvironment:
+    """What the environment says about preloaded libraries and our own restart."""
+
+    preload: str
+    restarted: bool
+    disabled: bool
+
+
+def blas_environment() -> BlasEnvironment:
+    """$LD_PRELOAD, whether `BLAS_GUARD` marks a restart for it, and whether $VECINFER_BLAS=off forbids one."""
+    return BlasEnvironment(
+        preload=os.environ.get("LD_PRELOAD", ""),
+        restarted=BLAS_GUARD in os.environ,
+        disabled=os.environ.get("VECINFER_BLAS", "").lower() == "off",
+    )
 
 
 @dataclass(frozen=True)

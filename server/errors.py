@@ -10,7 +10,8 @@ ServerError                (status, code, param)
 ├── ConflictError          409
 ├── QueueFullError         429 with Retry-After
 ├── NotReadyError          503
-└── ConfigError            at start only: config.yaml, environment, command line
+├── ConfigError            at start only: config.yaml, environment, command line
+└── ModelError             at start only: a model that is missing, unreachable or of an unsupported kind
 """
 
 from __future__ import annotations
@@ -111,3 +112,7 @@ class NotReadyError(ServerError):
 
 class ConfigError(ServerError):
     """config.yaml, environment or command line is wrong; only raised at start."""
+
+
+class ModelError(ServerError):
+    """A model that is missing, unreachable or of an unsupported kind; only raised at start."""

@@ -1,0 +1,157 @@
+"""From a name to a model in memory: the demo model, a local folder, or a Hugging Face name.
+
+MLX thread only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlx.core as mx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from mlx.utils import tree_flatten
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, dequantize_model, load_model, load_tokenizer
+
+from server.errors import ModelError
+from server.model.demo import demo_model
+from server.model.wheel import Report
+
+log = logging.getLogger(__name__)
+
+DEMO = "demo"
+_DEFAULT_CONTEXT_LEN = 4096
+# Names that config.json files have for the longest context, in order of trust.
+_CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        model: mlx-lm's module, evaluated; float32 without quantised layers on the CPU.
+        tokenizer: mlx-lm's TokenizerWrapper.
+        path: the folder it came from.
+        model_id: what /v1/models calls it unless the configuration names it.
+        context_len: tokens, from its config.json.
+    """
+
+    model: Any
+    tokenizer: Any
+    path: Path
+    model_id: str
+    context_len: int
+
+
+def load(name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool = False) -> LoadedModel:
+    """Find, download if needed, and load a model.
+
+    Args:
+        name: "demo", a folder in mlx-lm's layout, or a Hugging Face name such as mlx-community/Qwen3-4B-4bit.
+        data_dir: where the demo model is kept.
+        progress: called with a line and the fraction done, or None where it is unknown.
+        trust_remote_code: allow a model that brings its own Python code.
+
+    Raises:
+        ModelError: missing, unreachable, incomplete, or of an architecture mlx-lm does not know.
+    """
+    path = resolve(name, data_dir, progress)
+    progress(f"loading {name}", None)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    try:
+        model, config = load_model(path, lazy=on_cpu, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        # mlx-lm and transformers raise all of these for files that are wrong or missing.
+        raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error
+    if on_cpu:
+        model = for_cpu(model)
+    model_id = path.name if name == DEMO or Path(name).exists() else name
+    return LoadedModel(model, tokenizer, path, model_id, context_len(config))
+
+
+def resolve(name: str, data_dir: Path, progress: Report) -> Path:
+    """The folder of `name`, downloaded first where that is needed.
+
+    Raises:
+        ModelError: no such folder, not a model folder, or a name that cannot be fetched.
+    """
+    if name == DEMO:
+        return demo_model(data_dir, progress)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _check_folder(folder.resolve())
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or folder.is_file():
+        raise ModelError(f"no model folder {name}; give a folder with config.json, a Hugging Face name, or: demo")
+    if "/" not in name:
+        raise ModelError(
+            f"no model {name!r}: neither a folder here nor a Hugging Face name (owner/name, such as "
+            "mlx-community/Qwen3-4B-4bit); without a network, use: demo"
+        )
+    return _from_hub(name, progress)
+
+
+def _check_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json (mlx_lm.convert makes one)")
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelError(f"{folder} holds no model*.safetensors; mlx_lm.convert makes them from other formats")
+    return folder
+
+
+def _from_hub(name: str, progress: Report) -> Path:
+    progress(f"fetching {name} from Hugging Face", None)
+    try:
+        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot fetch {name} from Hugging Face: {_first_line(error)}. Check the name and the network "
+            "(a gated model needs: hf auth login), give a local folder, or use: demo"
+        ) from error
+
+
+def for_cpu(model: Any) -> Any:
+    """All weights as evaluated float32: MLX's CPU back end is 30 times slower on quantised ones, and no faster on
+    16-bit ones."""
+    dequantised = dequantize_model(model)
+    dequantised.set_dtype(mx.float32)
+    mx.eval(dequantised.parameters())
+    left = sorted(name for name, array in tree_flatten(dequantised.parameters()) if array.dtype == mx.uint32)
+    if left:
+        log.warning("%d weights stay quantised, which is slow on a CPU; the first is %s", len(left), left[0])
+    return dequantised
+
+
+def context_len(config: dict[str, Any]) -> int:
+    """The longest context config.json names, in tokens; multimodal models keep it under text_config."""
+    for section in (config, config.get("text_config") or {}):
+        for key in _CONTEXT_KEYS:
+            value = section.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    log.warning("config.json names no context length; %d tokens are assumed (model.context_len)", _DEFAULT_CONTEXT_LEN)
+    return _DEFAULT_CONTEXT_LEN
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: missing or not JSON.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {folder / 'config.json'}: {error}") from error
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

