@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,7 +119,8 @@ class FakeEngine:
         """Whether the request still lives after `seconds`."""
         event = self._abort_events[request_id]
         if seconds and not event.is_set():
-            await asyncio.wait([asyncio.create_task(event.wait())], timeout=seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), seconds)
         return not event.is_set()
 
     async def _events(self, request: GenerationRequest) -> AsyncIterator[EngineEvent]:
