@@ -66,7 +66,7 @@ def create_app(
 
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.services = parts
-    add_error_handlers(app)
+    add_error_handlers(app, parts.metrics.errors)
     _add_routes(app, access, config)
     describe(app, [ChatBody, CompletionBody, CalibrationBody])
     if config.http.cors_origins:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 
 from server.errors import BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
@@ -15,37 +17,40 @@ from server.errors import BadRequestError, NotFoundError, NotReadyError, QueueFu
 log = logging.getLogger(__name__)
 
 
-def error_response(error: ServerError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The error's status and body; 401 and the retryable ones with the headers that go with them."""
-    headers = dict(headers or {})
-    if isinstance(error, QueueFullError | NotReadyError) and error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if error.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+def add_error_handlers(app: FastAPI, errors: Counter) -> None:
+    """Give `app` a handler for everything that can be raised under it; `errors` counts answers by status."""
 
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Give `app` a handler for everything that can be raised under it."""
+    def answer(error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        errors.labels(str(error.status)).inc()
+        return JSONResponse(error.body(), error.status, headers={**(headers or {}), **_headers(error)})
 
     @app.exception_handler(ServerError)
     async def on_server_error(request: Request, error: ServerError) -> JSONResponse:
-        return error_response(error)
+        return answer(error)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(_from_http(request, error), dict(error.headers or {}))
+        return answer(_from_http(request, error), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1]) if first["loc"] else None
-        return error_response(BadRequestError(f"{param}: {first['msg']}", param=param, code="invalid_value"))
+        return answer(BadRequestError(f"{param}: {first['msg']}", param=param, code="invalid_value"))
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(ServerError("internal error; the server's log has the details", code="internal_error"))
+        return answer(ServerError("internal error; the server's log has the details", code="internal_error"))
+
+
+def _headers(error: ServerError) -> dict[str, str]:
+    """What goes with 401, and with what may be tried again."""
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, QueueFullError | NotReadyError) and error.retry_after_s is not None:
+        return {"Retry-After": str(error.retry_after_s)}
+    return {}
 
 
 def _from_http(request: Request, error: HTTPException) -> ServerError:

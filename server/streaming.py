@@ -61,6 +61,7 @@ class RequestGroup:
         """
         self._engine = engine
         self._open: set[str] = set()
+        self._gone = False
         self._iterators: list[AsyncIterator[EngineEvent]] = []
         try:
             for request in requests:
@@ -92,7 +93,7 @@ class RequestGroup:
         try:
             while num_left:
                 item = await _next_before(queue, deadline)
-                if isinstance(item, _HungUp):
+                if self._gone:
                     raise ClientGone
                 if isinstance(item, _Failed):
                     raise item.error
@@ -120,6 +121,7 @@ class RequestGroup:
         """Abort at the hang-up itself, not when the consumer next looks: it may be stuck writing."""
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._gone = True
         self.abort("the client disconnected")
         queue.put_nowait(_HungUp())
 

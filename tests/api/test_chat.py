@@ -159,9 +159,7 @@ async def test_all_roles_and_text_parts(client: httpx.AsyncClient, engine: FakeE
     assert prompt == "system\nbe brief\nuser\none two\nassistant\nyes\ntool\n42\nuser\n\nassistant\n"
 
 
-async def test_engine_error_without_streaming_is_an_error_answer(
-    client: httpx.AsyncClient, engine: FakeEngine
-) -> None:
+async def test_engine_error_without_streaming_is_an_error_answer(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.script.error_after = 2
     answer = await client.post(URL, json={"messages": USER})
     assert answer.status_code == 500

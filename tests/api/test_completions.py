@@ -49,9 +49,7 @@ async def test_stream_of_several_prompts_with_n(client: httpx.AsyncClient) -> No
 async def test_logprobs(client: httpx.AsyncClient) -> None:
     whole = (await client.post(URL, json={"prompt": "a", "logprobs": 2})).json()["choices"][0]["logprobs"]
     assert "".join(whole["tokens"]) == TEXT
-    assert [TEXT[o : o + len(t)] for o, t in zip(whole["text_offset"], whole["tokens"], strict=True)] == whole[
-        "tokens"
-    ]
+    assert [TEXT[o : o + len(t)] for o, t in zip(whole["text_offset"], whole["tokens"], strict=True)] == whole["tokens"]
     assert whole["top_logprobs"][0] == {"The": -0.25, "bytes:\\xf0\\x9f": -2.0}
     parts = [c["choices"][0]["logprobs"] for c in await chunks(client, {"prompt": "a", "logprobs": 2}, URL)]
     assert [o for p in parts if p for o in p["text_offset"]] == whole["text_offset"]
