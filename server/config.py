@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -114,13 +115,35 @@ def load_config(path: Path | None) -> ServerConfig:
     if path is None:
         return ServerConfig()
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return ServerConfig.model_validate(data or {})
+        data = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
+    return _validated({} if data is None else data, str(path))
+
+
+def override(config: ServerConfig, changes: Mapping[str, object]) -> ServerConfig:
+    """`config` with settings replaced: {"http.port": 9000}; None leaves a setting as it is.
+
+    Raises:
+        ConfigError: unknown key or wrong value; the message names each.
+    """
+    data = config.model_dump()
+    for dotted, value in changes.items():
+        if value is not None:
+            *sections, key = dotted.split(".")
+            section = data
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[key] = value
+    return _validated(data, "the command line")
+
+
+def _validated(data: object, source: str) -> ServerConfig:
+    try:
+        return ServerConfig.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path} is not a valid configuration:\n" + "\n".join(lines)) from error
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines)) from error
 
 
 def user_data_dir(config: ServerConfig) -> Path:

@@ -1,0 +1,1 @@
+"""One module per command or group, each with `register(app)`; heavy imports go inside the commands."""

@@ -1,0 +1,123 @@
+"""`vecinfer serve`: options over config.yaml, then the server."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from server.config import ServerConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add `vecinfer serve`."""
+    app.command("serve")(serve)
+
+
+def _option(help_text: str, *names: str, panel: str = "KV cache", **extra: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
+
+
+def serve(
+    config: Annotated[
+        Path | None, _option("A config.yaml; options given here win over it.", "--config", "-c", panel="Server")
+    ] = None,
+    model: Annotated[
+        str | None, _option("demo, a folder, or a Hugging Face name (default: demo).", "--model", "-m", panel="Server")
+    ] = None,
+    served_name: Annotated[
+        str | None, _option("What clients call the model (default: its own name).", panel="Server")
+    ] = None,
+    host: Annotated[
+        str | None, _option("Address to listen on (default: 127.0.0.1, this machine only).", panel="Server")
+    ] = None,
+    port: Annotated[int | None, _option("Port to listen on (default: 8080).", "--port", "-p", panel="Server")] = None,
+    data_dir: Annotated[
+        Path | None, _option("Models and artifacts (default: $VECINFER_HOME, else ~/.cache/vecinfer).", panel="Server")
+    ] = None,
+    context_len: Annotated[
+        int | None, _option("Longest conversation in tokens (default: the model's).", panel="Server")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, _option("Conversations decoded at a time (default: 16).", panel="Server")
+    ] = None,
+    log_level: Annotated[str | None, _option("debug, info, warning or error (default: info).", panel="Server")] = None,
+    method: Annotated[
+        str | None, _option("vecinfer packs the cache (default); fp16 keeps mlx-lm's own, to compare.")
+    ] = None,
+    bits: Annotated[int | None, _option("Bits per channel of keys and values, 1-4 (default: 2).")] = None,
+    key_bits: Annotated[int | None, _option("Bits of the keys alone.")] = None,
+    value_bits: Annotated[int | None, _option("Bits of the values alone; they bear fewer than keys.")] = None,
+    artifact: Annotated[
+        str | None, _option("Id of a stored codec (default: the active one, else one is fitted).")
+    ] = None,
+    pool_bytes: Annotated[int | None, _option("Memory for all caches in bytes (default: from what is free).")] = None,
+    backend: Annotated[str | None, _option("auto (default), metal, cuda or reference.")] = None,
+) -> None:
+    """Serve a model over an OpenAI-compatible API.
+
+    The first start of a model fits its codec (minutes, with progress); later starts take seconds.
+
+    Example: vecinfer serve --model demo --bits 2 --port 8080
+    """
+    from server.config import load_config, override
+
+    changes = {
+        "model.name": model,
+        "model.served_name": served_name,
+        "model.context_len": context_len,
+        "http.host": host,
+        "http.port": port,
+        "data_dir": data_dir,
+        "engine.max_num_seqs": max_num_seqs,
+        "log.level": log_level,
+        "kv_cache.method": method,
+        "kv_cache.key_bits": bits if key_bits is None else key_bits,
+        "kv_cache.value_bits": bits if value_bits is None else value_bits,
+        "kv_cache.artifact": artifact,
+        "kv_cache.pool_bytes": pool_bytes,
+        "kv_cache.backend": backend,
+    }
+    start(override(load_config(config), changes))
+
+
+def start(config: ServerConfig) -> None:
+    """Check what can be checked at once, then run the server until it is stopped."""
+    from server.model.blas import ensure_fast_blas
+
+    console = Console(stderr=True, soft_wrap=True)
+    check_port(config.http.host, config.http.port)
+    ensure_fast_blas(lambda line: console.print(line, highlight=False, markup=False))
+    from server.app_main import run  # imports MLX, FastAPI and mlx-lm: seconds
+
+    run(config)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before a model is loaded for it.
+
+    Raises:
+        ConfigError: in use, not allowed, or not an address of this machine.
+    """
+    from server.errors import ConfigError
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            remedy = "is in use; stop the other server, or choose another with --port"
+        elif error.errno == errno.EACCES:
+            remedy = "may not be used by this account; choose one above 1023 with --port"
+        else:
+            remedy = f"cannot be listened on: {error.strerror or error}"
+        raise ConfigError(f"port {port} on {host} {remedy}") from error

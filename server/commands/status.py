@@ -1,0 +1,88 @@
+"""`vecinfer status`: what a running server does and holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.commands.client import DEFAULT_URL, connect, raise_for_error
+
+
+def register(app: typer.Typer) -> None:
+    """Add `vecinfer status`."""
+    app.command("status")(status)
+
+
+def status(
+    url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer of GET /admin/status as it is.")] = False,
+) -> None:
+    """Show the model, how its cache is packed, and the memory in use, as measured by a running server.
+
+    From another machine the admin key is needed: $VECINFER_ADMIN_KEY.
+    """
+    with connect(url, admin=True) as client:
+        response = client.get("/admin/status")
+        raise_for_error(response)
+        report: dict[str, Any] = response.json()
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    Console(highlight=False).print(render(report))
+
+
+def render(report: dict[str, Any]) -> Table:
+    """The report as two columns."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _rows(report):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    model, requests, layers = report["model"], report["requests"], report["layers"]
+    rows = [
+        ("state", " ".join(filter(None, (report["state"], _percent(report["progress"]), report["detail"])))),
+        ("model", f"{model['id']}, context of {model['context_len']:,} tokens"),
+        ("requests", f"{requests['running']} running, {requests['waiting']} waiting"),
+        ("back end", report["backend"]),
+        ("artifact", report["active_artifact"] or "none"),
+        ("layers", f"{layers['packed']} of {layers['total']} packed{_others(layers['all'])}"),
+    ]
+    return rows + (_memory(report["kv"]) if report["kv"] else [])
+
+
+def _memory(kv: dict[str, Any]) -> list[tuple[str, str]]:
+    pages = kv["pages"]
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in kv["held_bytes_by_part"].items())
+    rows = [
+        ("cache", f"{kv['method']}: {kv['tokens_held']:,} tokens in {_mib(kv['held_bytes'])} ({parts})"),
+        ("tables", _mib(kv["table_bytes"])),
+        ("budget", _mib(kv["budget_bytes"])),
+        ("pages", f"{pages['used']:,} used and {pages['reserved']:,} reserved of {pages['total']:,}"),
+    ]
+    if kv["ratio"] is not None:
+        smaller = f"{kv['ratio']:.1f} times smaller than float16 ({_mib(kv['fp16_bytes'])})"
+        rows.append(("compression", f"{smaller}, {kv['bytes_per_token']:,.0f} bytes a token"))
+    return rows
+
+
+def _others(layers: list[dict[str, Any]]) -> str:
+    """The kinds of the layers that are not packed, with their count."""
+    kinds = [layer["kind"] for layer in layers if not layer["packed"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f" (as they are: {counts})" if counts else ""
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.0%}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
