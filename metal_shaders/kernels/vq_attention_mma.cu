@@ -1,0 +1,730 @@
+// vq_attention_mma: decode attention over packed pages and exact tokens on NVIDIA tensor cores, in one launch.
+//
+// What     out = softmax(q . k) v for up to 8 query columns (heads of a KV head's group x new positions) at a time. Keys
+//          are read as codes, bucket by bucket, with q~_b = T^-T R(-b) q (made here, on tensor cores, per block) and the
+//          mean term q'_b . mean as the scores' starting value; sinks and ring are exact vectors in code space. The last
+//          block of a (row, KV head, column group) merges the splits and applies the values' inverse and mean.
+// Inputs   queries [B, Hq, L, D] T; pool, page_table [B, max_pages] int32, codes in pack_block's order (page_layout.h);
+//          ring_* [B, Hkv, R, D], sink_* [B, Hkv, S, D] float16; key_tables, value_tables [Hkv, G, 256, d] float16;
+//          query_frags [Hkv, D/16, D/16, 32, 8] float16 (the keys' inverse, see attention_mma.py), key_mean [Hkv, D]
+//          float32, channels int32 [D] (rotary pairs as (i, i + D/2)), trig [buckets, 2, D/2] float32 (cos, sin);
+//          value_inverse [Hkv, D, D], value_mean [Hkv, D] float32; starts [B] int32; params (struct Params, int32);
+//          tickets int32, zero before and after every launch.
+// Outputs  out [B, Hq, L, D] T; partial [pairs, splits, NC, D] and stats [pairs, splits, NC, 2] float32, scratch.
+// Launch   grid (splits, Hkv x column groups, B) blocks of 256 threads; a row's split is `pages_per_split` pages, the
+//          exact tokens (counted as `exact_pages` pages) go to its last split; blocks beyond a row's splits return.
+// Template T, D 64 | 128, KD, VD sub-vector sizes 2 | 4 | 8, KG, VG tables 1 | 2 | 4 (VD 8: 1 | 2), NC columns 1-8,
+//          PERM 1 when `channels` is not the identity.
+// Memory   64 KB tables (row c of 256 bytes: entry c of the keys, once per lane that may ask for it, so that no two lanes
+//          share a bank; then of the values) + 2 x 80 columns of D halves: two blocks per multiprocessor.
+// Bytes    per page and head 64 (key_bytes + value_bytes), each read once per column group, 16 bytes a load.
+// Numerics scores and sums float32, operands float16 (queries rounded once more than in the reference); weights p are
+//          float16 with at most 2^6 of headroom over the running maximum. Relative error about 1e-3.
+// Limits   one section per codec; pool below 256 GiB in units of 64 bytes.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// MLX writes the kernel's signature; the register budget of two blocks per multiprocessor can only be set here.
+#undef __global__
+#define __global__ __attribute__((global)) __launch_bounds__(256, 2)
+
+#ifndef VQ_IN_FLIGHT
+#define VQ_IN_FLIGHT 6
+#endif
+
+namespace vecinfer_mma {
+
+constexpr int kWarps = 8, kThreads = 256, kPage = 64, kQueryCols = 80;
+// Where CUDA puts a block's dynamic shared memory (the first KB is the system's); checked at run time.
+constexpr int kSharedBase = 1024;
+constexpr int kInFlight = VQ_IN_FLIGHT;
+constexpr int kTableBytes = 256 * 256;
+constexpr unsigned kAll = 0xffffffffu;
+constexpr float kMasked = -1e30f, kNothingYet = -1e20f, kHeadroom = 6.f;
+
+struct Params {
+  int new_len, gqa_factor, window, num_sinks, ring_slots, bucket_pages, pages_per_split, exact_pages;
+  int max_pages, pages_per_slab, slab_units, page_units, layer_units, num_kv_heads;  // units of 64 bytes
+  float scale;  // softmax scale x log2(e)
+};
+
+__device__ __forceinline__ float ex2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                    unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ unsigned transpose8x8(unsigned a) {
+  unsigned d;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+  return d;
+}
+
+__device__ __forceinline__ unsigned pack(float a, float b) {
+  __half2 h = __floats2half2_rn(a, b);
+  return *reinterpret_cast<unsigned*>(&h);
+}
+
+__device__ __forceinline__ uint4 load_codes(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ unsigned word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+__device__ __forceinline__ int reverse3(int g) { return ((g & 1) << 2) | (g & 2) | (g >> 2); }
+
+template <typename T> __device__ __forceinline__ float to_float(T x) { return static_cast<float>(x); }
+template <typename T> __device__ __forceinline__ T from_float(float x) { return static_cast<T>(x); }
+
+// Entries of one table row as seen by a lane: `column` is the lane's byte offset in the row.
+template <int d> struct Entry;
+template <> struct Entry<2> { using type = unsigned; };
+template <> struct Entry<4> { using type = uint2; };
+template <> struct Entry<8> { using type = uint4; };
+
+// Table entry of byte k of w: rows of 256 bytes, so one PRMT makes the address and the base is an immediate.
+template <int d> __device__ __forceinline__ typename Entry<d>::type look_up(unsigned column, unsigned w, int k) {
+  const unsigned at = __byte_perm(w, column, 0x5504 | (k << 4));
+  typename Entry<d>::type e;
+  if constexpr (d == 2) {
+    asm("ld.shared.u32 %0,[%1+%2];" : "=r"(e) : "r"(at), "n"(kSharedBase));
+  } else if constexpr (d == 4) {
+    asm("ld.shared.v2.u32 {%0,%1},[%2+%3];" : "=r"(e.x), "=r"(e.y) : "r"(at), "n"(kSharedBase));
+  } else {
+    asm("ld.shared.v4.u32 {%0,%1,%2,%3},[%4+%5];"
+        : "=r"(e.x), "=r"(e.y), "=r"(e.z), "=r"(e.w)
+        : "r"(at), "n"(kSharedBase));
+  }
+  return e;
+}
+
+// s[tile] += keys . queries for unit u of the lane: two sub-vectors of tokens tile*16 + half*8 + g.
+template <int D, int d>
+__device__ __forceinline__ void score_unit(float (&s)[4][4], const uint4& w, int u, const unsigned (&q)[D / 16][2], unsigned column) {
+#pragma unroll
+  for (int tile = 0; tile < 4; tile++) {
+    const int k = (tile & 1) * 2;
+    if constexpr (d == 2) {
+      const unsigned a = word(w, tile / 2), b = word(w, 2 + tile / 2);
+      mma(s[tile], look_up<2>(column, a, k), look_up<2>(column, a, k + 1), look_up<2>(column, b, k),
+          look_up<2>(column, b, k + 1), q[u][0], q[u][1]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const unsigned a = word(w, 2 * j + tile / 2);
+        const auto e = look_up<d>(column, a, k), f = look_up<d>(column, a, k + 1);
+        if constexpr (d == 4) {
+          mma(s[tile], e.x, f.x, e.y, f.y, q[2 * u + j][0], q[2 * u + j][1]);
+        } else {
+          mma(s[tile], e.x, f.x, e.y, f.y, q[4 * u + 2 * j][0], q[4 * u + 2 * j][1]);
+          mma(s[tile], e.z, f.z, e.w, f.w, q[4 * u + 2 * j + 1][0], q[4 * u + 2 * j + 1][1]);
+        }
+      }
+    }
+  }
+}
+
+// o += values . p for two dims of four tokens (a, b, c, e: tokens 2t, 2t+1, 2t+8, 2t+9).
+__device__ __forceinline__ void add_values(float (&o)[4], unsigned a, unsigned b, unsigned c, unsigned e,
+                                           const unsigned (&p)[2]) {
+  mma(o, __byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632), __byte_perm(c, e, 0x5410), __byte_perm(c, e, 0x7632), p[0],
+      p[1]);
+}
+
+// o += values . p for unit u of the lane: one sub-vector of tokens tile*16 + hi*8 + 2t + lo.
+template <int D, int d>
+__device__ __forceinline__ void value_unit(float (&o)[D / 16][4], const uint4& w, int u, const unsigned (&p)[4][2], unsigned column) {
+#pragma unroll
+  for (int tile = 0; tile < 4; tile++) {
+    const unsigned c = word(w, tile);
+    const auto e0 = look_up<d>(column, c, 0), e1 = look_up<d>(column, c, 1),
+               e2 = look_up<d>(column, c, 2), e3 = look_up<d>(column, c, 3);
+    if constexpr (d == 2) {
+      add_values(o[u], e0, e1, e2, e3, p[tile]);
+    } else {
+      add_values(o[d / 2 * u], e0.x, e1.x, e2.x, e3.x, p[tile]);
+      add_values(o[d / 2 * u + 1], e0.y, e1.y, e2.y, e3.y, p[tile]);
+      if constexpr (d == 8) {
+        add_values(o[4 * u + 2], e0.z, e1.z, e2.z, e3.z, p[tile]);
+        add_values(o[4 * u + 3], e0.w, e1.w, e2.w, e3.w, p[tile]);
+      }
+    }
+  }
+}
+
+// 16-byte chunk x (of 8) of a row's keys or values: the entries of the lanes whose columns lie in it.
+template <int d, int G, bool values>
+__device__ __forceinline__ uint4 table_chunk(const typename Entry<d>::type (&e)[G], int x) {
+  auto pick = [&](int quarter) {  // quarter: which quarter of the sub-vectors the lane reads
+    const int table = quarter * G / 4;
+    auto r = e[0];
+#pragma unroll
+    for (int i = 1; i < G; i++)
+      if (table == i) r = e[i];
+    return r;
+  };
+  // A lane's quarter: its t for keys; the two high bits of reverse3(g) for values.
+  if constexpr (d == 2) {
+    if constexpr (values) {
+      const unsigned r = pick(reverse3(x) >> 1);
+      return make_uint4(r, r, r, r);
+    } else {
+      return make_uint4(pick(0), pick(1), pick(2), pick(3));
+    }
+  } else if constexpr (d == 4) {
+    const uint2 a = pick(values ? reverse3((x >> 1) & 3) >> 1 : (2 * x) & 3);
+    const uint2 b = values ? a : pick((2 * x + 1) & 3);
+    return make_uint4(a.x, a.y, b.x, b.y);
+  } else {
+    return pick(values ? reverse3(x >> 2) >> 1 : x & 3);
+  }
+}
+
+template <int d, int G, bool values>
+__device__ __forceinline__ void fill_tables(unsigned char* tables, const __half* source) {
+  using E = typename Entry<d>::type;
+  const int row = threadIdx.x;
+  E e[G];
+#pragma unroll
+  for (int i = 0; i < G; i++) e[i] = reinterpret_cast<const E*>(source)[i * 256 + row];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const int x = (i + row) & 7;  // lanes start at different chunks: no bank conflicts
+    *reinterpret_cast<uint4*>(tables + row * 256 + (values ? 128 : 0) + x * 16) = table_chunk<d, G, values>(e, x);
+  }
+}
+
+// Online softmax state of a warp: lane (g, t) holds columns 2t and 2t+1, output dims of run reverse3(g).
+template <int D> struct State {
+  float o[D / 16][4];
+  float max0, max1, sum0, sum1;
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.f;
+    max0 = max1 = kNothingYet;
+    sum0 = sum1 = 0.f;
+  }
+
+  // Raise the maxima when the scores exceed them by more than float16 weights can carry.
+  template <int N> __device__ __forceinline__ void raise(const float (&s)[N][4]) {
+    float a = s[0][0], b = s[0][1];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      a = fmaxf(a, fmaxf(s[i][0], s[i][2]));
+      b = fmaxf(b, fmaxf(s[i][1], s[i][3]));
+    }
+    if (!__any_sync(kAll, a > max0 + kHeadroom || b > max1 + kHeadroom)) return;
+#pragma unroll
+    for (int off = 4; off < 32; off <<= 1) {
+      a = fmaxf(a, __shfl_xor_sync(kAll, a, off));
+      b = fmaxf(b, __shfl_xor_sync(kAll, b, off));
+    }
+    a = fmaxf(a, max0);
+    b = fmaxf(b, max1);
+    const float r0 = ex2(max0 - a), r1 = ex2(max1 - b);
+    max0 = a;
+    max1 = b;
+    sum0 *= r0;
+    sum1 *= r1;
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+      o[i][0] *= r0;
+      o[i][1] *= r1;
+      o[i][2] *= r0;
+      o[i][3] *= r1;
+    }
+  }
+
+  // Weights of 16 tokens as the second operand of value_unit.
+  __device__ __forceinline__ void weigh(const float (&s)[4], unsigned (&p)[2]) {
+    const float e0 = ex2(s[0] - max0), e1 = ex2(s[1] - max1), e2 = ex2(s[2] - max0), e3 = ex2(s[3] - max1);
+    sum0 += e0 + e2;
+    sum1 += e1 + e3;
+    p[0] = transpose8x8(pack(e0, e1));
+    p[1] = transpose8x8(pack(e2, e3));
+  }
+};
+
+// Shared memory behind the tables.
+template <int D> struct Scratch {
+  __half made[kQueryCols * D];    // q~ as operands of score_unit, [slot][D/32][column, t][8]
+  __half turned[kQueryCols * D];  // q' as operands of make_queries, [tile of 8 columns][D/32][column, t][8]
+  float mean_score[kQueryCols];
+  int pages_seen[8];  // np of each column
+  int flag;
+};
+
+// Which bucket a query slot belongs to: buckets of the round's pages, then those of the exact tokens.
+struct Slots {
+  int first_bucket, num_page_slots, num_slots, exact_bucket;
+  __device__ __forceinline__ int bucket(int slot) const {
+    const int i = slot - num_page_slots;
+    return i < 0 ? first_bucket + slot : i == 0 ? 0 : exact_bucket + i - 1;
+  }
+};
+
+// q' = R(-b) q and q' . mean of every slot and column.
+template <typename T, int D, int NC, bool PERM>
+__device__ __forceinline__ void turn_queries(Scratch<D>& sh, const Slots& slots, const T* q, int num_columns,
+                                             const float* mean, const int* channels, const float* trig, float scale) {
+  constexpr int kLanes = D / 8;  // threads per column, 4 rotary pairs each
+  const int x = threadIdx.x % kLanes, total = (slots.num_slots * NC + 7) / 8 * 8;
+  for (int f = threadIdx.x / kLanes; f < total; f += kThreads / kLanes) {
+    const int column = f % NC, slot = min(f / NC, slots.num_slots - 1);
+    float a[4], b[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const int i = 4 * x + k, ca = PERM ? channels[i] : i, cb = PERM ? channels[i + D / 2] : i + D / 2;
+      a[k] = column < num_columns ? to_float(q[column * D + ca]) * scale : 0.f;
+      b[k] = column < num_columns ? to_float(q[column * D + cb]) * scale : 0.f;
+    }
+    const float* cs = trig + (size_t)slots.bucket(slot) * D + 4 * x;
+    const float4 c4 = *reinterpret_cast<const float4*>(cs), s4 = *reinterpret_cast<const float4*>(cs + D / 2);
+    const float c[4] = {c4.x, c4.y, c4.z, c4.w}, s[4] = {s4.x, s4.y, s4.z, s4.w};
+    float dot = 0.f;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float ra = a[k] * c[k] + b[k] * s[k], rb = b[k] * c[k] - a[k] * s[k];
+      a[k] = ra;
+      b[k] = rb;
+      dot += ra * mean[4 * x + k] + rb * mean[4 * x + k + D / 2];
+    }
+#pragma unroll
+    for (int off = 1; off < kLanes; off <<= 1) dot += __shfl_xor_sync(kAll, dot, off);
+    if (x == 0) sh.mean_score[f] = dot;
+    // Four channels are one thread's operand: group i belongs to t = i % 4 of step i / 4.
+    auto store = [&](int i, const float(&v)[4]) {
+      const int step = i / 4, at = (((f / 8) * (D / 32) + step / 2) * 32 + (f % 8) * 4 + i % 4) * 8 + step % 2 * 4;
+      *reinterpret_cast<uint2*>(sh.turned + at) = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
+    };
+    store(x, a);
+    store(D / 8 + x, b);
+  }
+}
+
+// q~ = inverse . q' for every slot and column; a warp makes 16 dims of them.
+template <int D, int NC>
+__device__ __forceinline__ void make_queries(Scratch<D>& sh, const Slots& slots, const uint4* frags) {
+  constexpr int kTiles = D / 16;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, tile = warp % kTiles;
+  uint4 a[kTiles];
+#pragma unroll
+  for (int i = 0; i < kTiles; i++) a[i] = __ldg(frags + (tile * kTiles + i) * 32 + lane);
+  const int num_columns = slots.num_slots * NC, dim = 16 * tile + 2 * g;
+  const int quarter = dim / (D / 4), rest = dim % (D / 4);
+  for (int n = warp / kTiles; n * 8 < num_columns; n += kWarps / kTiles) {
+    float c[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int u = 0; u < D / 32; u++) {
+      const uint4 b = *reinterpret_cast<const uint4*>(sh.turned + ((n * (D / 32) + u) * 32 + lane) * 8);
+      mma(c, a[2 * u].x, a[2 * u].y, a[2 * u].z, a[2 * u].w, b.x, b.y);
+      mma(c, a[2 * u + 1].x, a[2 * u + 1].y, a[2 * u + 1].z, a[2 * u + 1].w, b.z, b.w);
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const int f = n * 8 + 2 * t + k;
+      if (f < num_columns) {
+        const int at = f / NC * (NC * D) + (rest / 8 * (NC * 4) + f % NC * 4 + quarter) * 8 + rest % 8;
+        *reinterpret_cast<unsigned*>(sh.made + at) = pack(c[k], c[k + 2]);
+      }
+    }
+  }
+}
+
+// One slot's queries in registers.
+template <int D, int NC> struct Queries {
+  unsigned q[D / 16][2];
+  float mean0, mean1;
+
+  __device__ __forceinline__ void load(const Scratch<D>& sh, int slot) {
+    const int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int u = 0; u < D / 32; u++) {
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (lane < NC * 4) v = *reinterpret_cast<const uint4*>(sh.made + slot * NC * D + (u * NC * 4 + lane) * 8);
+      q[2 * u][0] = v.x;
+      q[2 * u][1] = v.y;
+      q[2 * u + 1][0] = v.z;
+      q[2 * u + 1][1] = v.w;
+    }
+    mean0 = 2 * t < NC ? sh.mean_score[slot * NC + 2 * t] : 0.f;
+    mean1 = 2 * t + 1 < NC ? sh.mean_score[slot * NC + 2 * t + 1] : 0.f;
+  }
+};
+
+// What one column group of one row sees.
+struct View {
+  int start, last, num_pages, first_exact, pages0, pages1, end0, end1, min_pages;
+
+  __device__ __forceinline__ View(const Params& p, int start, int first_column, int t) : start(start) {
+    last = start + p.new_len - 1;
+    num_pages = pages_at(p, last);
+    min_pages = pages_at(p, start);
+    first_exact = min_pages * kPage;
+    end0 = start + (first_column + 2 * t) % p.new_len;
+    end1 = start + (first_column + 2 * t + 1) % p.new_len;
+    pages0 = pages_at(p, end0);
+    pages1 = pages_at(p, end1);
+  }
+  // np(i)
+  static __device__ __forceinline__ int pages_at(const Params& p, int position) {
+    return max(0, (position + 1 - p.window) / kPage);
+  }
+};
+
+// Attention over 16 exact tokens: tile e of the sinks, or of the ring from first_exact on.
+template <int D, int NC>
+__device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>& q, const Params& p, const View& view,
+                                           int first, bool sinks, const __half* keys, const __half* values) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, run = reverse3(g);
+  auto slot = [&](int position) {
+    return sinks ? min(position, p.num_sinks - 1) : min(position, view.last) % p.ring_slots;
+  };
+  float s[1][4] = {{q.mean0, q.mean1, q.mean0, q.mean1}};
+  const uint4* k0 = reinterpret_cast<const uint4*>(keys + slot(first + g) * D + t * (D / 4));
+  const uint4* k1 = reinterpret_cast<const uint4*>(keys + slot(first + g + 8) * D + t * (D / 4));
+#pragma unroll
+  for (int u = 0; u < D / 32; u++) {
+    const uint4 a = k0[u], b = k1[u];
+    mma(s[0], a.x, b.x, a.y, b.y, q.q[2 * u][0], q.q[2 * u][1]);
+    mma(s[0], a.z, b.z, a.w, b.w, q.q[2 * u + 1][0], q.q[2 * u + 1][1]);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int j = first + g + (i / 2) * 8, end = i % 2 ? view.end1 : view.end0;
+    const int begin = max(p.num_sinks, (i % 2 ? view.pages1 : view.pages0) * kPage);
+    if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
+  }
+  state.raise(s);
+  unsigned w[2];
+  state.weigh(s[0], w);
+  const int at = run * (D / 8), j = first + 2 * t;
+  const uint4* v0 = reinterpret_cast<const uint4*>(values + slot(j) * D + at);
+  const uint4* v1 = reinterpret_cast<const uint4*>(values + slot(j + 1) * D + at);
+  const uint4* v2 = reinterpret_cast<const uint4*>(values + slot(j + 8) * D + at);
+  const uint4* v3 = reinterpret_cast<const uint4*>(values + slot(j + 9) * D + at);
+#pragma unroll
+  for (int u = 0; u < D / 64; u++) {
+    const uint4 a = v0[u], b = v1[u], c = v2[u], e = v3[u];
+#pragma unroll
+    for (int i = 0; i < 4; i++) add_values(state.o[4 * u + i], word(a, i), word(b, i), word(c, i), word(e, i), w);
+  }
+}
+
+// A warp's share of a round's pages, and where they lie: lane i knows page first + i.
+struct Share {
+  int first, count;
+  unsigned units;
+
+  __device__ __forceinline__ Share(const Params& p, const int* table, int head_units, int head, int begin, int end) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = end - begin;
+    first = begin + n * warp / kWarps;
+    count = begin + n * (warp + 1) / kWarps - first;
+    units = 0;
+    if (lane < count) {
+      const unsigned page = table[first + lane], slab = page / (unsigned)p.pages_per_slab;
+      units = slab * (unsigned)p.slab_units + (page - slab * p.pages_per_slab) * (unsigned)p.page_units + p.layer_units +
+              head * head_units;
+    }
+  }
+  // Ask for the first pages early, without holding registers for them.
+  __device__ __forceinline__ void prefetch(const unsigned char* pool, int head_bytes) const {
+    for (int i = 0; i < min(count, 2); i++) {
+      const unsigned char* at = reinterpret_cast<const unsigned char*>(page(pool, i)) + threadIdx.x % 32 * 112;
+      if (threadIdx.x % 32 * 128 < head_bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+    }
+  }
+  __device__ __forceinline__ const uint4* page(const unsigned char* pool, int i) const {
+    return reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, units, i) * 64) + threadIdx.x % 32;
+  }
+};
+
+// Largest divisor of n up to limit.
+constexpr int divisor(int n, int limit) {
+  while (n % limit) limit--;
+  return limit;
+}
+
+// Codes in flight: a page is `units` loads of 16 bytes a lane, keys first; the next kRing of them are under way.
+template <int units> struct Stream {
+  static constexpr int kRing = divisor(units, kInFlight);
+  uint4 unit[kRing];
+
+  __device__ __forceinline__ void start(const uint4* page) {
+#pragma unroll
+    for (int i = 0; i < kRing; i++) unit[i] = load_codes(page + i * 32);
+  }
+  __device__ __forceinline__ uint4 take(int n, const uint4* page, const uint4* next) {
+    const uint4 v = unit[n % kRing];
+    unit[n % kRing] = load_codes((n + kRing < units ? page : next - units * 32) + (n + kRing) * 32);
+    return v;
+  }
+};
+
+// Merges the warps' states; leaves the block's sums [NC][D] in `sums` and (max, sum) in `stats`.
+template <int D, int NC>
+__device__ __forceinline__ void merge_warps(State<D>& st, unsigned char* smem, float*& sums, float*& stats) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, run = reverse3(g);
+#pragma unroll
+  for (int off = 4; off < 32; off <<= 1) {
+    st.sum0 += __shfl_xor_sync(kAll, st.sum0, off);
+    st.sum1 += __shfl_xor_sync(kAll, st.sum1, off);
+  }
+  float* all = reinterpret_cast<float*>(smem);
+  float* all_stats = all + kWarps * NC * D;
+  sums = all_stats + kWarps * NC * 2;
+  stats = sums + NC * D;
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < 2; k++) {
+    if (2 * t + k < NC) {
+      float* to = all + (warp * NC + 2 * t + k) * D + run * (D / 8);
+#pragma unroll
+      for (int i = 0; i < D / 16; i += 2)
+        *reinterpret_cast<float4*>(to + 2 * i) = make_float4(st.o[i][k], st.o[i][k + 2], st.o[i + 1][k], st.o[i + 1][k + 2]);
+      if (g == 0) {
+        all_stats[(warp * NC + 2 * t + k) * 2] = k ? st.max1 : st.max0;
+        all_stats[(warp * NC + 2 * t + k) * 2 + 1] = k ? st.sum1 : st.sum0;
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < NC * D; i += kThreads) {
+    const int c = i / D;
+    float top = kNothingYet, total = 0.f, value = 0.f;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) top = fmaxf(top, all_stats[(w * NC + c) * 2]);
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) {
+      const float r = ex2(all_stats[(w * NC + c) * 2] - top);
+      total += r * all_stats[(w * NC + c) * 2 + 1];
+      value += r * all[(w * NC + c) * D + i % D];
+    }
+    sums[i] = value;
+    if (i % D == 0) {
+      stats[c * 2] = top;
+      stats[c * 2 + 1] = total;
+    }
+  }
+  __syncthreads();
+}
+
+// Merges the splits of a pair into `sums` and `stats`; `weights` holds NC floats per split.
+template <int D, int NC>
+__device__ __forceinline__ void merge_splits(float* sums, float* stats, float* weights, const float* partial,
+                                             const float* split_stats, int splits) {
+  const int c = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (c < NC) {
+    float top = kNothingYet, total = 0.f;
+    for (int s = lane; s < splits; s += 32) top = fmaxf(top, __ldcg(split_stats + (s * NC + c) * 2));
+#pragma unroll
+    for (int off = 1; off < 32; off <<= 1) top = fmaxf(top, __shfl_xor_sync(kAll, top, off));
+    for (int s = lane; s < splits; s += 32) {
+      const float2 v = __ldcg(reinterpret_cast<const float2*>(split_stats) + s * NC + c);
+      const float r = ex2(v.x - top);
+      total += r * v.y;
+      weights[s * NC + c] = r;
+    }
+#pragma unroll
+    for (int off = 1; off < 32; off <<= 1) total += __shfl_xor_sync(kAll, total, off);
+    if (lane == 0) stats[c * 2 + 1] = total;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x * 2; i < NC * D; i += kThreads * 2) {
+    const int c = i / D;
+    float2 value = make_float2(0.f, 0.f);
+#pragma unroll 8
+    for (int s = 0; s < splits; s++) {
+      const float2 v = __ldcg(reinterpret_cast<const float2*>(partial + (size_t)s * NC * D + i));
+      const float r = weights[s * NC + c];
+      value.x += r * v.x;
+      value.y += r * v.y;
+    }
+    sums[i] = value.x;
+    sums[i + 1] = value.y;
+  }
+  __syncthreads();
+}
+
+// out = sums / total . inverse + mean
+template <typename T, int D, int NC>
+__device__ __forceinline__ void write_out(T* out, const float* sums, const float* stats, float* scratch,
+                                          const float* inverse, const float* mean, int num_columns) {
+  constexpr int kParts = kThreads / D, kRows = D / kParts;
+  const int dim = threadIdx.x % D, part = threadIdx.x / D;
+  float acc[NC];
+#pragma unroll
+  for (int c = 0; c < NC; c++) acc[c] = 0.f;
+#pragma unroll 16
+  for (int i = part * kRows; i < (part + 1) * kRows; i++) {
+    const float w = __ldg(inverse + i * D + dim);
+#pragma unroll
+    for (int c = 0; c < NC; c++) acc[c] += sums[c * D + i] * w;
+  }
+#pragma unroll
+  for (int c = 0; c < NC; c++) scratch[(part * NC + c) * D + dim] = acc[c];
+  __syncthreads();
+  for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
+    float v = 0.f;
+#pragma unroll
+    for (int k = 0; k < kParts; k++) v += scratch[k * NC * D + i];
+    out[i] = from_float<T>(v / stats[i / D * 2 + 1] + mean[i % D]);
+  }
+}
+
+template <typename T, int D, int KD, int VD, int KG, int VG, int NC, bool PERM>
+__device__ __forceinline__ void attend(const T* queries, const unsigned char* pool, const int* page_table,
+                                       const __half* ring_keys, const __half* ring_values, const __half* sink_keys,
+                                       const __half* sink_values, const __half* key_tables, const __half* value_tables,
+                                       const __half* query_frags, const float* key_mean, const int* channels,
+                                       const float* trig, const float* value_inverse, const float* value_mean,
+                                       const int* starts, const int* params, int* tickets, T* out, float* partial,
+                                       float* split_stats) {
+  constexpr int kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8, kHeadUnits = D / KD + D / VD;
+  extern __shared__ __align__(1024) unsigned char smem[];
+  Scratch<D>& sh = *reinterpret_cast<Scratch<D>*>(smem + kTableBytes);
+  const Params& p = *reinterpret_cast<const Params*>(params);
+  if (__cvta_generic_to_shared(smem) != kSharedBase) return;  // outputs stay unwritten: the self-test sees it
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int row = blockIdx.z, head = blockIdx.y % p.num_kv_heads, group = blockIdx.y / p.num_kv_heads;
+  const int all_columns = p.gqa_factor * p.new_len, first_column = group * 8;
+  const int num_columns = min(NC, all_columns - first_column);
+  const View view(p, starts[row], first_column, t);
+  const int total = view.num_pages + p.exact_pages, splits = (total + p.pages_per_split - 1) / p.pages_per_split;
+  const int split = blockIdx.x;
+  if (split >= splits) return;
+  const bool has_exact = split == splits - 1;
+  const int begin = min(split * p.pages_per_split, view.num_pages);
+  const int end = has_exact ? view.num_pages : min(begin + p.pages_per_split, view.num_pages);
+  const int bucket_len = p.bucket_pages * kPage, exact_bucket = view.first_exact / bucket_len;
+  const int exact_slots = 2 + view.last / bucket_len - exact_bucket;  // the sinks' and those of the ring
+  // Buckets whose queries fit at once; no warp's share of their pages may exceed 32.
+  const int page_slots = min(kQueryCols / NC - exact_slots, 32 * kWarps / p.bucket_pages);
+  const int bucket0 = begin / p.bucket_pages;
+  const int* table = page_table + (size_t)row * p.max_pages;
+  const size_t query_offset = ((size_t)(row * p.num_kv_heads + head) * all_columns + first_column) * D;
+
+  const auto round_end = [&](int round) { return min(end, (bucket0 + (round + 1) * page_slots) * p.bucket_pages); };
+  Share share(p, table, kHeadUnits, head, begin, round_end(0));
+  share.prefetch(pool, kHeadUnits * 64);
+  fill_tables<KD, KG, false>(smem, key_tables + (size_t)head * KG * 256 * KD);
+  fill_tables<VD, VG, true>(smem, value_tables + (size_t)head * VG * 256 * VD);
+  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = View::pages_at(p, view.start + (first_column + threadIdx.x) % p.new_len);
+  const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
+
+  State<D> state;
+  state.clear();
+  Queries<D, NC> q;
+  for (int round = 0, from = begin;; round++) {
+    const int to = round_end(round);
+    Slots slots;
+    slots.first_bucket = bucket0 + round * page_slots;
+    slots.num_page_slots = to > from ? (to + p.bucket_pages - 1) / p.bucket_pages - slots.first_bucket : 0;
+    slots.num_slots = slots.num_page_slots + (to == end && has_exact ? exact_slots : 0);
+    slots.exact_bucket = exact_bucket;
+    if (round) {
+      share = Share(p, table, kHeadUnits, head, from, to);
+      share.prefetch(pool, kHeadUnits * 64);
+      __syncthreads();
+    }
+    turn_queries<T, D, NC, PERM>(sh, slots, queries + query_offset, num_columns, key_mean + head * D, channels, trig,
+                                 p.scale);
+    __syncthreads();
+    make_queries<D, NC>(sh, slots, reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32);
+    __syncthreads();
+
+    if (to == end && has_exact) {
+      const int sink_tiles = (p.num_sinks + 15) / 16, ring_tiles = (view.last - view.first_exact) / 16 + 1;
+      const size_t ring = (size_t)(row * p.num_kv_heads + head) * p.ring_slots * D;
+      const size_t sink = (size_t)(row * p.num_kv_heads + head) * p.num_sinks * D;
+      for (int i = warp; i < sink_tiles + ring_tiles; i += kWarps) {
+        const bool sinks = i < sink_tiles;
+        const int first = sinks ? i * 16 : view.first_exact + (i - sink_tiles) * 16;
+        q.load(sh, slots.num_page_slots + (sinks ? 0 : 1 + first / bucket_len - exact_bucket));
+        exact_tile<D, NC>(state, q, p, view, first, sinks, sinks ? sink_keys + sink : ring_keys + ring,
+                          sinks ? sink_values + sink : ring_values + ring);
+      }
+    }
+
+    Stream<kKeyUnits + kValueUnits> codes;
+    const uint4* page = share.page(pool, 0);
+    if (share.count > 0) codes.start(page);
+    const int min_pages = view.min_pages;
+    const int bucket_pages = p.bucket_pages;
+    int slot = share.first / bucket_pages - slots.first_bucket;
+    if (share.count > 0) q.load(sh, slot);
+    int in_bucket = (slot + slots.first_bucket + 1) * bucket_pages - share.first;  // pages left in the bucket
+    for (int i = 0; i < share.count; i++) {
+      if (in_bucket-- == 0) {
+        q.load(sh, ++slot);
+        in_bucket = bucket_pages - 1;
+      }
+      // Past the last page the loads repeat it; nobody reads them.
+      const uint4* next = share.page(pool, min(i + 1, share.count - 1));
+      float s[4][4];
+#pragma unroll
+      for (int tile = 0; tile < 4; tile++) {
+        s[tile][0] = s[tile][2] = q.mean0;
+        s[tile][1] = s[tile][3] = q.mean1;
+      }
+#pragma unroll
+      for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
+      const int at = share.first + i;
+      if (at == 0 || at >= min_pages) {
+        const int first = at == 0 ? p.num_sinks : 0;
+        const bool seen[2] = {at < sh.pages_seen[2 * t], at < sh.pages_seen[2 * t + 1]};
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+          for (int k = 0; k < 4; k++)
+            s[tile][k] = (tile * 16 + (k / 2) * 8 + g >= first) & seen[k % 2] ? s[tile][k] : kMasked;
+      }
+      state.raise(s);
+      unsigned w[4][2];
+#pragma unroll
+      for (int tile = 0; tile < 4; tile++) state.weigh(s[tile], w[tile]);
+#pragma unroll
+      for (int u = 0; u < kValueUnits; u++)
+        value_unit<D, VD>(state.o, codes.take(kKeyUnits + u, page, next), u, w, value_column);
+      page = next;
+    }
+    if (to == end) break;
+    from = to;
+  }
+
+  float *sums, *stats;
+  merge_warps<D, NC>(state, smem, sums, stats);
+  if (splits > 1) {
+    const int pair = row * gridDim.y + blockIdx.y;
+    const size_t base = (size_t)pair * gridDim.x;
+    for (int i = threadIdx.x; i < NC * D; i += kThreads) partial[(base + split) * NC * D + i] = sums[i];
+    if (threadIdx.x < NC * 2) split_stats[(base + split) * NC * 2 + threadIdx.x] = stats[threadIdx.x];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) sh.flag = atomicAdd(tickets + pair, 1) == splits - 1;
+    __syncthreads();
+    if (!sh.flag) return;
+    __threadfence();
+    if (threadIdx.x == 0) tickets[pair] = 0;
+    merge_splits<D, NC>(sums, stats, reinterpret_cast<float*>(smem), partial + base * NC * D, split_stats + base * NC * 2,
+                        splits);
+  }
+  write_out<T, D, NC>(out + query_offset, sums, stats, reinterpret_cast<float*>(smem),
+                      value_inverse + (size_t)head * D * D, value_mean + head * D, num_columns);
+}
+
+}  // namespace vecinfer_mma

@@ -1,0 +1,245 @@
+"""Decode attention on NVIDIA tensor cores: host side of metal_shaders/kernels/vq_attention_mma.cu.
+
+A second kernel for what the portable `vq_attention` computes, CUDA only, faster, for the geometries `supports` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+import metal_shaders
+from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.errors import KernelError
+from quant_core.rotary import Rotary
+from quant_core.spec import PAGE_SIZE, WindowSpec
+
+# Blocks that run at once: two on each of an H100's 132 multiprocessors. Only the choice of splits depends on it.
+RESIDENT_BLOCKS = 264
+HEAD_DIMS = (64, 128)
+NUM_THREADS = 256
+_MAX_COLUMNS = 8
+_TABLE_BYTES = 65536
+_QUERY_COLS = 80
+_SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 64 for d in HEAD_DIMS}
+# What a block costs besides its pages (tables, queries, merge), and the exact tokens, in pages.
+_BLOCK_COST, _EXACT_PAGES = 12, 4
+# Concurrent calls must not share merge tickets; far more than can be in flight.
+_NUM_TICKETS = 64
+
+_INPUTS = (
+    "queries", "pool", "page_table", "ring_keys", "ring_values", "sink_keys", "sink_values", "key_tables",
+    "value_tables", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "starts", "params",
+    "tickets",
+)  # fmt: skip
+_OUTPUTS = ("out", "partial", "split_stats")
+_BODY = (
+    "::vecinfer_mma::attend<T, D, KD, VD, KG, VG, NC, PERM>("
+    + ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in _INPUTS + _OUTPUTS)
+    + ");"
+)
+
+
+def kernel_text() -> str:
+    """The kernel's file, as it is compiled."""
+    return (Path(metal_shaders.__file__).parent / "kernels" / "vq_attention_mma.cu").read_text(encoding="ascii")
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How a launch cuts the rows: `pages_per_split` pages a block, at most `num_splits` blocks a row and KV head."""
+
+    pages_per_split: int
+    num_splits: int
+
+
+@lru_cache(maxsize=256)
+def plan_splits(pages: tuple[int, ...], blocks_per_split: int, resident: int = RESIDENT_BLOCKS) -> SplitPlan:
+    """The cheapest cut of rows of `pages` pages into waves of `resident` blocks.
+
+    A block costs its share of pages, in rounds of one page for each of its 8 warps, and a fixed part; merging adds a
+    little for every split.
+    """
+    totals = [n + _EXACT_PAGES for n in pages]
+    best: tuple[float, SplitPlan] | None = None
+    for splits in range(1, 2 + max(totals) // 8):
+        share = -(-max(totals) // splits)
+        blocks = blocks_per_split * sum(-(-n // share) for n in totals)
+        if best is not None and blocks > 4 * resident + blocks_per_split * len(pages):
+            break
+        # The last wave counts in full: its blocks take as long as any.
+        cost = -(-blocks // resident) * (-(-share // 8) * 8 + _BLOCK_COST) + 0.25 * splits
+        if best is None or cost < best[0]:
+            best = cost, SplitPlan(share, -(-max(totals) // share))
+    assert best is not None
+    return best[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A layer's codec as the kernel reads it."""
+
+    query_frags: mx.array
+    key_mean: mx.array
+    channels: mx.array
+    permuted: bool
+
+
+def _channel_order(rotary: Rotary | None, head_dim: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Channels with the first of every rotary pair in the first half and its partner D/2 later."""
+    if rotary is None:
+        return np.arange(head_dim, dtype=np.int32)
+    turned = np.arange(rotary.dims, dtype=np.int32)
+    pairs = turned.reshape(-1, 2).T if rotary.traditional else turned.reshape(2, -1)
+    rest = np.arange(rotary.dims, head_dim, dtype=np.int32).reshape(2, -1)
+    return np.concatenate([pairs, rest], axis=1).reshape(-1)
+
+
+@lru_cache(maxsize=512)
+def _prepare(codec: LayerCodec) -> _Prepared:
+    """The keys' inverse as operands of mma.m16n8k16: `[Hkv, D/16, D/16, 32 lanes, 8]`, lane (g, t) holding rows 2g and
+    2g + 1 of its 16 output dims and input channels 4t ... 4t + 3 of the step's 16."""
+    dim = codec.keys.spec.head_dim
+    order = _channel_order(codec.rotary, dim)
+    tiles = dim // 16
+    inverse = codec.keys.inverse[:, :, mx.array(order)].reshape(-1, tiles, 8, 2, tiles, 4, 2, 2)
+    frags = mx.contiguous(inverse.transpose(0, 1, 4, 2, 5, 6, 3, 7).astype(mx.float16))
+    prepared = _Prepared(
+        frags,
+        mx.contiguous(codec.keys.mean[:, mx.array(order)]),
+        mx.array(order),
+        not np.array_equal(order, np.arange(dim)),
+    )
+    mx.eval(prepared.query_frags, prepared.key_mean, prepared.channels)
+    return prepared
+
+
+@lru_cache(maxsize=64)
+def _trig(rotary: Rotary | None, head_dim: int, bucket_len: int, num_buckets: int) -> mx.array:
+    """cos and sin of every bucket start, pairs that do not turn included: `[num_buckets, 2, D/2]` float32."""
+    angles = np.zeros((num_buckets, head_dim // 2))
+    if rotary is not None:
+        starts = np.arange(num_buckets, dtype=np.float64) * bucket_len
+        angles[:, : len(rotary.inv_freq)] = starts[:, None] * rotary.inv_freq
+    table = mx.array(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    mx.eval(table)
+    return table
+
+
+@lru_cache(maxsize=1024)
+def _int32(values: tuple[int, ...]) -> mx.array:
+    array = mx.array(np.array(values, np.int32))
+    mx.eval(array)
+    return array
+
+
+class AttentionMma:
+    """`vq_attention` of a back end, for the geometries it supports. One instance per process and stream."""
+
+    name = "vq_attention_mma"
+
+    def __init__(self, resident_blocks: int = RESIDENT_BLOCKS) -> None:
+        self._resident = resident_blocks
+        self._kernels: dict[int, Any] = {}
+        self._tickets: list[mx.array] = []
+        self._calls = 0
+
+    def supports(self, queries: mx.array, rings: RingArrays, codes: PagedCodes, codec: LayerCodec, window: WindowSpec
+    ) -> bool:  # fmt: skip
+        """Whether the kernel covers this geometry; the portable kernels cover all."""
+        dim = queries.shape[-1]
+        return (
+            dim in HEAD_DIMS
+            and codec.values.spec.head_dim == dim
+            and all(_fits(c) for c in (codec.keys, codec.values))
+            and not (codec.values.spec.sections[0].subvec_dim == 8 and codec.values.spec.sections[0].num_codebooks > 2)
+            and window.bucket_len <= 256 * PAGE_SIZE
+            and (window.window + 72) // window.bucket_len <= 6
+            and (codes.pool.shape[0] == 1 or codes.pool.shape[1] % 64 == 0)
+            and codes.pool.size < 2**38
+            and queries.dtype in (mx.float16, mx.bfloat16, mx.float32)
+        )
+
+    def __call__(
+        self,
+        queries: mx.array,
+        scale: float,
+        starts: tuple[int, ...],
+        rings: RingArrays,
+        codes: PagedCodes,
+        codec: LayerCodec,
+        window: WindowSpec,
+    ) -> mx.array:
+        """See KernelBackend.vq_attention."""
+        batch, num_heads, new_len, dim = queries.shape
+        hkv, layer = codec.num_kv_heads, codes.layer
+        columns = num_heads // hkv * new_len
+        groups = -(-columns // _MAX_COLUMNS)
+        pages = tuple(window.num_code_pages(s + new_len - 1) for s in starts)
+        plan = plan_splits(pages, hkv * groups, self._resident)
+        pairs, shown = batch * hkv * groups, min(columns, _MAX_COLUMNS)
+        num_buckets = 64
+        while num_buckets * window.bucket_len < max(starts) + new_len:
+            num_buckets *= 2
+        params = (
+            new_len, num_heads // hkv, window.window, window.num_sink_tokens, window.ring_slots,
+            window.bucket_len // PAGE_SIZE, plan.pages_per_split, _EXACT_PAGES, codes.page_table.shape[1],
+            codes.pages_per_slab, codes.pool.shape[1] // 64, codes.page_bytes // 64, layer.offset // 64, hkv,
+            int(np.float32(scale * 1.4426950408889634).view(np.int32)),
+        )  # fmt: skip
+        prepared = _prepare(codec)
+        sinks = window.num_sink_tokens > 0
+        keys, values = codec.keys.spec.sections[0], codec.values.spec.sections[0]
+        scratch = pairs * plan.num_splits * shown if plan.num_splits > 1 else 1
+        out: mx.array = self._kernel(dim)(
+            inputs=[
+                queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
+                rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
+                codec.keys.codebooks[0], codec.values.codebooks[0], prepared.query_frags, prepared.key_mean,
+                prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), codec.values.inverse,
+                codec.values.mean, _int32(starts), _int32(params), self._next_tickets(pairs),
+            ],
+            template=[
+                ("T", queries.dtype), ("D", dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
+                ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("NC", shown), ("PERM", prepared.permuted),
+            ],
+            grid=(plan.num_splits * NUM_THREADS, hkv * groups, batch),
+            threadgroup=(NUM_THREADS, 1, 1),
+            output_shapes=[queries.shape, (scratch, dim), (scratch, 2)],
+            output_dtypes=[queries.dtype, mx.float32, mx.float32],
+        )[0]  # fmt: skip
+        return out
+
+    def _kernel(self, head_dim: int) -> Any:
+        if head_dim not in self._kernels:
+            if not mx.cuda.is_available():
+                raise KernelError("vq_attention_mma runs on NVIDIA GPUs only; choose another back end")
+            self._kernels[head_dim] = mx.fast.cuda_kernel(
+                name=f"vq_attention_mma_{head_dim}",
+                input_names=list(_INPUTS),
+                output_names=list(_OUTPUTS),
+                source=_BODY,
+                header=kernel_text(),
+                shared_memory=_SHARED_BYTES[head_dim],
+            )
+        return self._kernels[head_dim]
+
+    def _next_tickets(self, pairs: int) -> mx.array:
+        """Zeroed counters that no call in flight uses; the kernel leaves them zero again."""
+        if not self._tickets or self._tickets[0].size < pairs:
+            size = max(1024, pairs)
+            self._tickets = [mx.zeros((size,), mx.int32) for _ in range(_NUM_TICKETS)]
+            mx.eval(self._tickets)
+        self._calls += 1
+        return self._tickets[self._calls % _NUM_TICKETS]
+
+
+def _fits(codec: VectorCodec) -> bool:
+    sections = codec.spec.sections
+    return len(sections) == 1 and sections[0].subvec_dim in (2, 4, 8) and sections[0].num_codebooks in (1, 2, 4)
