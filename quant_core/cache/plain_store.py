@@ -1,0 +1,216 @@
+"""mlx-lm's own float16 caches behind the KVStore interface: `kv_cache.method: fp16`, and the yardstick for the rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+
+from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage
+from quant_core.errors import PoolError, SpecError
+
+# mlx-lm's caches grow in steps of this many tokens.
+GROWTH_STEP = 256
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """Bytes of one layer's cache: per token up to `max_tokens` (None: without end), and whatever the length."""
+
+    token_bytes: float
+    max_tokens: int | None
+    fixed_bytes: int
+
+    def nbytes(self, num_tokens: int) -> float:
+        """Bytes of a row of `num_tokens` tokens."""
+        growing = num_tokens if self.max_tokens is None else min(num_tokens, self.max_tokens)
+        return self.token_bytes * growing + self.fixed_bytes
+
+
+class PlainReservation:
+    """Room for one row of `num_tokens` tokens."""
+
+    def __init__(self, store: PlainStore, num_tokens: int) -> None:
+        self._store: PlainStore | None = store
+        self.num_tokens = num_tokens
+        store.reservations.add(self)
+
+    def release(self) -> None:
+        """Give the room back. Idempotent."""
+        if self._store is not None:
+            self._store.reservations.discard(self)
+            self._store = None
+
+
+class PlainSnapshot:
+    """Evaluated copies of a row's caches at `length` tokens."""
+
+    def __init__(self, store: PlainStore, caches: Caches, length: int) -> None:
+        self._store: PlainStore | None = store
+        self.caches = caches
+        self.length = length
+        self.nbytes = _row_bytes(caches)
+        store.snapshots.add(self)
+
+    def release(self) -> None:
+        """Drop the copies. Idempotent."""
+        if self._store is not None:
+            self._store.snapshots.discard(self)
+            self._store = None
+            self.caches = []
+
+
+class PlainStore:
+    """KVStore of mlx-lm's own caches. MLX thread only.
+
+    Batched caches are padded to their longest row, so a batch is charged rows x the longest promised length.
+
+    Args:
+        model: the mlx-lm model.
+        budget_bytes: rows and snapshots together.
+        max_num_seqs: rows at once.
+        snapshot_fraction: share of the budget that snapshots may take.
+
+    Raises:
+        SpecError: a layer's cache cannot be batched by mlx-lm.
+    """
+
+    def __init__(self, model: Any, budget_bytes: int, max_num_seqs: int, snapshot_fraction: float = 0.2) -> None:
+        self.artifact_id: str | None = None
+        self.budget_bytes = budget_bytes
+        self.max_num_seqs = max_num_seqs
+        self.max_snapshot_bytes = int(budget_bytes * snapshot_fraction)
+        self.reservations: set[PlainReservation] = set()
+        self.snapshots: set[PlainSnapshot] = set()
+        self._model = model
+        self._costs = cache_costs(model)
+        for cache in make_prompt_cache(model):
+            if not hasattr(cache, "merge"):
+                raise SpecError(f"mlx-lm cannot batch a {type(cache).__name__}; this model cannot be served")
+
+    @staticmethod
+    def token_bytes(model: Any) -> float:
+        """Bytes of a token in the caches that grow without end."""
+        return sum(c.token_bytes for c in cache_costs(model) if c.max_tokens is None)
+
+    def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
+        """Whether an empty store could hold `n` rows of `num_tokens` tokens."""
+        return n <= self.max_num_seqs and n * self._bytes_of_row(num_tokens) <= self.budget_bytes
+
+    def usage(self) -> StoreUsage:
+        """The budget; there are no pages."""
+        endless = sum(c.token_bytes for c in self._costs if c.max_tokens is None)
+        return StoreUsage("fp16", "mlx-lm", 0, 0, 0, 0, self.budget_bytes, endless)
+
+    def reserve(self, num_tokens: int, snapshot: PlainSnapshot | None = None) -> PlainReservation | None:
+        """Promise room for a row of `num_tokens` tokens; a resumed row copies its snapshot, so nothing is saved."""
+        rows = [r.num_tokens for r in self.reservations] + [num_tokens]
+        needed = len(rows) * self._bytes_of_row(max(rows)) + self._snapshot_bytes
+        if len(rows) > self.max_num_seqs or needed > self.budget_bytes:
+            return None
+        return PlainReservation(self, num_tokens)
+
+    def reserve_fork(self, prompt_len: int, num_tokens: int) -> PlainReservation | None:
+        """Promise room for a forked row, which is a whole copy."""
+        return self.reserve(num_tokens)
+
+    def new_row(self, reservation: PlainReservation | None, snapshot: PlainSnapshot | None = None) -> Caches:
+        """Caches of a fresh row, or of one resumed at the snapshot."""
+        if snapshot is None:
+            return list(make_prompt_cache(self._model))
+        return list(copy.deepcopy(snapshot.caches))
+
+    def fork(self, caches: Caches, reservation: PlainReservation | None) -> Caches:
+        """An independent copy of a single row."""
+        return list(copy.deepcopy(caches))
+
+    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> PlainSnapshot | None:
+        """Evaluated copies of an extracted row; None when snapshots have no room for it."""
+        held = next((c.offset for c in caches if type(c) is KVCache), len(tokens))
+        if held != len(tokens):
+            raise PoolError(f"the row holds {held} tokens, {len(tokens)} were given")
+        room = min(self.max_snapshot_bytes - self._snapshot_bytes, self.budget_bytes - self._promised_bytes)
+        if _row_bytes(caches) > room:
+            return None
+        # An extracted row is lazy and would keep its whole batch alive.
+        mx.eval([a for c in caches for _, a in tree_flatten(c.state) if isinstance(a, mx.array)])
+        return PlainSnapshot(self, caches, len(tokens))
+
+    def flush(self, batches: Iterable[Caches]) -> int:
+        """Nothing is written aside."""
+        return 0
+
+    def held(self, batches: Iterable[Caches]) -> HeldBytes:
+        """Bytes of live batch caches and of snapshots."""
+        other = sum(_row_bytes(batch) for batch in batches)
+        return HeldBytes(codes=0, rings=0, snapshots=self._snapshot_bytes, other=other)
+
+    def prove(self, caches: Caches) -> tuple[LayerProof, ...]:
+        """What each layer of a live batch is; none is packed."""
+        return tuple(
+            LayerProof(i, type(cache).__name__, False, cost.token_bytes)
+            for i, (cache, cost) in enumerate(zip(caches, self._costs, strict=True))
+        )
+
+    def check_integrity(self, batches: Iterable[Caches] = ()) -> None:
+        """Raise PoolError when there are promises without rows, or released snapshots still hold arrays."""
+        rows = sum(_num_rows(batch) for batch in batches)
+        if len(self.reservations) != rows:
+            raise PoolError(f"{len(self.reservations)} rows are promised, {rows} are live")
+        if self._snapshot_bytes != sum(_row_bytes(s.caches) for s in self.snapshots):
+            raise PoolError("snapshots hold other bytes than are counted")
+
+    @property
+    def _snapshot_bytes(self) -> int:
+        return sum(s.nbytes for s in self.snapshots)
+
+    @property
+    def _promised_bytes(self) -> float:
+        longest = max((r.num_tokens for r in self.reservations), default=0)
+        return len(self.reservations) * self._bytes_of_row(longest) + self._snapshot_bytes
+
+    def _bytes_of_row(self, num_tokens: int) -> float:
+        rounded = -(-num_tokens // GROWTH_STEP) * GROWTH_STEP
+        return sum(c.nbytes(rounded) for c in self._costs)
+
+
+def cache_costs(model: Any) -> tuple[CacheCost, ...]:
+    """What each layer's cache costs, measured by reading one token."""
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0]]), cache=caches))
+    return tuple(_cost(c) for c in caches)
+
+
+def _cost(cache: Any) -> CacheCost:
+    if isinstance(cache, CacheList):
+        parts = [_cost(c) for c in cache.caches]
+        limits = [p.max_tokens for p in parts if p.token_bytes]
+        endless = None in limits
+        return CacheCost(
+            sum(p.token_bytes for p in parts),
+            None if endless or not limits else max(m for m in limits if m is not None),
+            sum(p.fixed_bytes for p in parts),
+        )
+    if cache.empty():  # a layer that shares another one's keys and values
+        return CacheCost(0.0, None, 0)
+    keys = getattr(cache, "keys", None)
+    if keys is None:
+        return CacheCost(0.0, None, int(cache.nbytes))
+    token_bytes = (keys.nbytes + cache.values.nbytes) / keys.shape[2]
+    return CacheCost(token_bytes, getattr(cache, "max_size", None), 0)
+
+
+def _row_bytes(caches: Caches) -> int:
+    return sum(int(c.nbytes) for c in caches if not c.empty())
+
+
+def _num_rows(caches: Caches) -> int:
+    offset = getattr(caches[0], "offset", None) if caches else None
+    if isinstance(offset, mx.array):
+        return int(offset.size)
+    return int(caches[0].batch_size) if caches else 0

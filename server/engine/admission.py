@@ -1,0 +1,199 @@
+"""Who may wait, who may run: a bounded first-in-first-out queue, and reservations before any prompt is read.
+
+Strictly in order: while the first request does not fit, those behind it wait too, short ones included. So a long
+request cannot starve; room that it waits for stays unused meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from quant_core.cache.store import KVStore, Reservation, Snapshot
+from server.engine.mailbox import Mailbox
+from server.engine.prefix_cache import PrefixCache
+from server.engine.request import EngineEvent, GenerationRequest, is_terminal
+from server.errors import BadRequestError, ContextLengthError, QueueFullError
+
+MAX_RETRY_AFTER_S = 300
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request is checked against."""
+
+    context_len: int
+    vocab_size: int
+    max_num_seqs: int
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that was accepted, and where its events go: exactly one terminal event, and nothing after it."""
+
+    request: GenerationRequest
+    mailbox: Mailbox
+    arrived_s: float = field(default_factory=time.monotonic)
+    _ended: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, event: EngineEvent) -> None:
+        """Send an event, unless the request has ended. Any thread."""
+        with self._lock:
+            if not self._ended:
+                self._ended = is_terminal(event)
+                self.mailbox.put(event)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Room for all rows of a request: one reservation per choice; the first one's covers the prompt."""
+
+    reservations: tuple[Reservation, ...]
+    snapshot: Snapshot | None
+
+
+class WaitingQueue:
+    """Bounded and first in, first out. Any thread."""
+
+    def __init__(self, max_waiting: int, timeout_s: float) -> None:
+        self.max_waiting = max_waiting
+        self.timeout_s = timeout_s
+        self._tickets: deque[Ticket] = deque()
+        self._lock = threading.Lock()
+        self._mean_service_s = 1.0
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def offer(self, ticket: Ticket) -> None:
+        """Queue a ticket.
+
+        Raises:
+            QueueFullError: with an estimate of when to come back.
+        """
+        with self._lock:
+            if len(self._tickets) >= self.max_waiting:
+                raise QueueFullError(
+                    f"{len(self._tickets)} requests are waiting, which is the limit (engine.max_waiting); retry later",
+                    retry_after_s=self.retry_after_s(),
+                )
+            self._tickets.append(ticket)
+
+    def first(self) -> Ticket | None:
+        """The next to run."""
+        with self._lock:
+            return self._tickets[0] if self._tickets else None
+
+    def remove(self, ticket: Ticket) -> bool:
+        """Take a ticket out; False when it does not wait."""
+        with self._lock:
+            if ticket not in self._tickets:
+                return False
+            self._tickets.remove(ticket)
+            return True
+
+    def expired(self) -> list[Ticket]:
+        """Take out those who waited too long."""
+        with self._lock:
+            limit = time.monotonic() - self.timeout_s
+            late = [t for t in self._tickets if t.arrived_s < limit]
+            for ticket in late:
+                self._tickets.remove(ticket)
+            return late
+
+    def drain(self) -> list[Ticket]:
+        """Take everybody out."""
+        with self._lock:
+            tickets = list(self._tickets)
+            self._tickets.clear()
+            return tickets
+
+    def served(self, seconds: float) -> None:
+        """A request ran this long; feeds the estimate."""
+        self._mean_service_s += 0.2 * (seconds - self._mean_service_s)
+
+    def retry_after_s(self) -> int:
+        """When about half of those who wait will have been served, one after the other at worst."""
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._mean_service_s * len(self._tickets) / 2)))
+
+
+def check_request(request: GenerationRequest, limits: Limits, store: KVStore) -> None:
+    """Refuse what can never run.
+
+    Raises:
+        BadRequestError: an empty prompt, more choices than rows, token ids outside the vocabulary.
+        ContextLengthError: prompt + max_tokens exceed the context, or the whole KV memory.
+    """
+    num_prompt = len(request.prompt)
+    if num_prompt == 0:
+        raise BadRequestError("the prompt is empty; it must have at least one token", param="prompt")
+    if request.max_tokens < 1 or request.n < 1:
+        raise BadRequestError("max_tokens and n must be at least 1", param="max_tokens")
+    if request.n > limits.max_num_seqs:
+        raise BadRequestError(
+            f"n is {request.n}, but this server runs at most {limits.max_num_seqs} choices at once", param="n"
+        )
+    _check_ids(request, limits.vocab_size)
+    num_tokens = num_prompt + request.max_tokens
+    if num_tokens > limits.context_len:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {request.max_tokens}: {num_tokens} in all, but the "
+            f"context is {limits.context_len} tokens; shorten the messages or lower max_tokens",
+            param="messages",
+        )
+    if not store.can_ever_fit(num_tokens, request.n):
+        raise ContextLengthError(
+            f"{request.n} x {num_tokens} tokens (prompt {num_prompt}, max_tokens {request.max_tokens}) do not fit the "
+            "KV memory of this server even when nothing else runs; shorten the messages, lower max_tokens or n, or "
+            "raise kv_cache.pool_bytes",
+            param="messages",
+        )
+
+
+def _check_ids(request: GenerationRequest, vocab_size: int) -> None:
+    wrong = next((t for t in request.prompt if not 0 <= t < vocab_size), None)
+    if wrong is not None:
+        raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param="prompt")
+    wrong = next((t for t in request.sampling.logit_bias if not 0 <= t < vocab_size), None)
+    if wrong is not None:
+        raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param="logit_bias")
+
+
+def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -> Promise | None:
+    """Promise room for all choices, dropping old snapshots if that is what it takes; None: not now.
+
+    The prompt is reserved once: the other choices fork from the first at its end.
+    """
+    snapshot = prefixes.find(store.artifact_id, request.prompt)
+    while True:
+        reservations = _reserve_rows(request, store, snapshot)
+        if reservations is not None:
+            return Promise(reservations, snapshot)
+        if prefixes.evict_oldest(spare=snapshot):
+            continue
+        if snapshot is None:
+            return None
+        prefixes.evict_oldest()
+        snapshot = None
+
+
+def _reserve_rows(
+    request: GenerationRequest, store: KVStore, snapshot: Snapshot | None
+) -> tuple[Reservation, ...] | None:
+    num_prompt = len(request.prompt)
+    num_tokens = num_prompt + request.max_tokens
+    reservations: list[Reservation] = []
+    for index in range(request.n):
+        reservation = (
+            store.reserve(num_tokens, snapshot) if index == 0 else store.reserve_fork(num_prompt - 1, num_tokens)
+        )
+        if reservation is None:
+            for given in reservations:
+                given.release()
+            return None
+        reservations.append(reservation)
+    return tuple(reservations)
