@@ -8,6 +8,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+ROPE_ATTRIBUTES = ("rope", "rotary_emb", "rotary", "rope_emb")
+# Positions at which a rope is compared with the angles read from it, and the error allowed: its own angles are
+# float32, off by about 1e-7 of themselves.
+_CHECKED_POSITIONS = {1: 1e-3, 77: 1e-3}
+_FAR_TOLERANCE = 0.2
+
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
@@ -56,3 +62,58 @@ class Rotary:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rotary:
         return self
+
+    def turn(self, vectors: mx.array, positions: np.ndarray[Any, Any]) -> mx.array:
+        """R(p) of `vectors [..., T, D]`, `positions [T]` (negative ones turn back). Returns float32."""
+        return self.apply(vectors, *self.tables(positions))
+
+
+def rotary_of(attention: Any, head_dim: int) -> Rotary | None:
+    """The rotary embedding of an mlx-lm attention module, or None where there is none that can be read.
+
+    None means position-blind: no rope module, one whose frequencies depend on the length (dynamic NTK), or one this
+    function does not know and that does not turn as plain angles.
+
+    Args:
+        attention: the module that holds the rope, as `rope`, `rotary_emb`, `rotary` or `rope_emb`.
+        head_dim: D of the keys it is applied to.
+    """
+    for name in ROPE_ATTRIBUTES:
+        rope = getattr(attention, name, None)
+        if rope is not None and callable(rope):
+            rotary = _read_rope(rope, head_dim)
+            return rotary if rotary is not None and _turns_like(rope, rotary) else None
+    return None
+
+
+def _read_rope(rope: Any, head_dim: int) -> Rotary | None:
+    """Angles per position out of the fields every rope of mlx-lm has: `dims` (or `dim`) and `_freqs` or `base`."""
+    dims = getattr(rope, "dims", getattr(rope, "dim", None))
+    if not isinstance(dims, int) or dims <= 0 or dims % 2 or dims > head_dim:
+        return None
+    freqs = getattr(rope, "_freqs", None)
+    if freqs is not None:
+        # mx.fast.rope takes periods: an infinite one does not turn.
+        inv_freq = 1.0 / np.array(freqs.astype(mx.float32), np.float64)
+    elif isinstance(getattr(rope, "base", None), int | float):
+        scale = float(getattr(rope, "scale", 1.0))
+        inv_freq = scale * float(rope.base) ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
+    else:
+        return None
+    if inv_freq.shape != (dims // 2,) or not np.isfinite(inv_freq).all():
+        return None
+    return Rotary(head_dim, inv_freq, bool(getattr(rope, "traditional", False)))
+
+
+def _turns_like(rope: Any, rotary: Rotary) -> bool:
+    """Whether R(-p) rope(x, p) is rope(x, 0), magnitude factors included, so nothing was misread."""
+    checks = dict(_CHECKED_POSITIONS)
+    if isinstance(far := getattr(rope, "max_position_embeddings", None), int):
+        checks[2 * far] = _FAR_TOLERANCE  # where a dynamic NTK rope has changed its base
+    x = mx.array(np.random.default_rng(0).standard_normal((1, 1, 1, rotary.head_dim)), mx.float32)
+    try:
+        at_zero = rope(x, offset=0)
+        errors = {p: rotary.turn(rope(x, offset=p), np.array([-p])) - at_zero for p in checks}
+    except (TypeError, ValueError):  # called in a way of its own
+        return False
+    return all(float(mx.abs(errors[p]).max()) < tolerance for p, tolerance in checks.items())
