@@ -24,15 +24,13 @@ Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class BucketQueries:
-    """Queries as each bucket reads them.
+    """Queries as each of `nb` buckets reads them.
 
     Attributes:
-        first_bucket: which bucket entry 0 is.
-        vectors: `[nb, Hkv, N, D]` float32, q~_b of N = (Hq / Hkv) * L queries per KV head.
-        mean_scores: `[nb, Hkv, N]` float32, R(-b)q . mean_k: added to the bucket's scores.
+        vectors: `[B, Hkv, nb, N, D]` float32, q~_b of N = (Hq / Hkv) * L queries per KV head.
+        mean_scores: `[B, Hkv, nb, N]` float32, R(-b)q . mean_k: added to the bucket's scores.
     """
 
-    first_bucket: int
     vectors: mx.array
     mean_scores: mx.array
 
@@ -73,19 +71,16 @@ def values_out(vectors: mx.array, codec: VectorCodec) -> mx.array:
     return vectors.astype(mx.float32) @ codec.inverse + codec.mean[:, None]
 
 
-def queries_in(
-    queries: mx.array, first_bucket: int, num_buckets: int, codec: LayerCodec, bucket_len: int
-) -> BucketQueries:
-    """Queries `[Hkv, N, D]` as `num_buckets` buckets from `first_bucket` on read them."""
-    x = queries.astype(mx.float32)[None]
+def queries_in(queries: mx.array, buckets: Positions, codec: LayerCodec, bucket_len: int) -> BucketQueries:
+    """Queries `[B, Hkv, N, D]` as `buckets` read them: `[nb]`, alike for all rows, or `[B, nb]`."""
+    x = queries.astype(mx.float32)[:, :, None]
     if codec.rotary is not None:
-        starts = (first_bucket + np.arange(num_buckets, dtype=np.int64)) * bucket_len
-        cos, sin = _bucket_angles(codec.rotary, bucket_len, starts)
-        x = codec.rotary.apply(x, cos[:, None, None], -sin[:, None, None])
+        cos, sin = _bucket_angles(codec.rotary, bucket_len, buckets.reshape(-1, 1, buckets.shape[-1], 1) * bucket_len)
+        x = codec.rotary.apply(x, cos, -sin)
     else:
-        x = mx.broadcast_to(x, (num_buckets, *x.shape[1:]))
+        x = mx.broadcast_to(x, (*x.shape[:2], buckets.shape[-1], *x.shape[3:]))
     return BucketQueries(
-        first_bucket, x @ codec.keys.inverse.swapaxes(-1, -2), (x @ codec.keys.mean[:, :, None])[..., 0]
+        x @ codec.keys.inverse.swapaxes(-1, -2)[:, None], (x @ codec.keys.mean[:, None, :, None])[..., 0]
     )
 
 

@@ -31,13 +31,11 @@ class Partial:
             self.acc * a[..., None] + other.acc * b[..., None],
         )
 
-    def collapse(self) -> Partial:
-        """The state of all blocks along the first axis."""
-        if self.acc.shape[0] == 1:
-            return Partial(self.running_max[0], self.running_sum[0], self.acc[0])
-        top = mx.max(self.running_max, axis=0)
-        share = mx.exp(self.running_max - top)
-        return Partial(top, (self.running_sum * share).sum(0), (self.acc * share[..., None]).sum(0))
+    def collapse(self, axis: int) -> Partial:
+        """The state of all blocks along `axis`, counted from the first."""
+        top = mx.max(self.running_max, axis=axis)
+        share = mx.exp(self.running_max - mx.expand_dims(top, axis))
+        return Partial(top, (self.running_sum * share).sum(axis), (self.acc * share[..., None]).sum(axis))
 
     def normalize(self) -> mx.array:
         """The attention output `[..., N, D]`."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
 from quant_core import code_space
-from quant_core.attention import attend_row, exact_columns
+from quant_core.attention import Positions, attend_codes, group_queries
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.cache.layout import unpack_block
 from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.softmax import Partial, attend_block, visibility_bias
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
 
 # Pages of history attended to at once; bounds the memory of a decode step.
@@ -120,19 +120,8 @@ class ReferenceBackend:
     def vq_reconstruct(
         self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
-        layer = codes.layer
-        pages = codes.page_table[row, first_page : first_page + num_pages]
-        span = mx.as_strided(
-            codes.pool,
-            (codes.pool.shape[0], codes.pages_per_slab, layer.num_kv_heads, layer.head_bytes),
-            (codes.pool.shape[1], codes.page_bytes, layer.head_bytes, 1),
-            layer.offset,
-        )
-        blocks = span[pages // codes.pages_per_slab, pages % codes.pages_per_slab].swapaxes(0, 1)
-        split = PAGE_SIZE * layer.key_bytes
-        keys = unpack_block(blocks[..., :split], codec.keys.spec, "keys").flatten(1, 2)
-        values = unpack_block(blocks[..., split:], codec.values.spec, "values").flatten(1, 2)
-        return reconstruct(keys, codec.keys), reconstruct(values, codec.values)
+        keys, values = _gather_pages(codes, slice(row, row + 1), first_page, num_pages, codec)
+        return keys[0], values[0]
 
     def vq_attention(
         self,
@@ -144,17 +133,74 @@ class ReferenceBackend:
         codec: LayerCodec,
         window: WindowSpec,
     ) -> mx.array:
-        rows = []
-        for b, start in enumerate(starts):
-            exact = exact_columns(rings, b, window.num_code_pages(start) * PAGE_SIZE, start + queries.shape[2], window)
-            history = self._history(codes, b, window.num_code_pages(start + queries.shape[2] - 1), codec)
-            rows.append(attend_row(queries[b], scale, start, exact, history, codec, window))
-        return mx.stack(rows)
-
-    def _history(
-        self, codes: PagedCodes, row: int, num_pages: int, codec: LayerCodec
-    ) -> Iterator[tuple[int, mx.array, mx.array]]:
+        batch, num_heads, length, _ = queries.shape
+        grouped = group_queries(queries, scale, codec.num_kv_heads)
+        # Query n = group * L + l of a KV head of row b is at position starts[b] + l.
+        positions = np.array(starts)[:, None] + np.tile(np.arange(length), num_heads // codec.num_kv_heads)
+        code_ends = np.maximum(0, (positions + 1 - window.window) // PAGE_SIZE) * PAGE_SIZE
+        state = _attend_exact(grouped, positions, code_ends, rings, codec, window)
         # A padded query lies behind the row's end; it may not read pages the row does not have.
-        for first in range(0, min(num_pages, codes.num_pages[row]), BLOCK_PAGES):
-            count = min(BLOCK_PAGES, num_pages - first, codes.num_pages[row] - first)
-            yield first * PAGE_SIZE, *self.vq_reconstruct(codes, row, first, count, codec)
+        code_ends = np.minimum(code_ends, np.array(codes.num_pages)[:, None] * PAGE_SIZE)
+        last_page = int(code_ends.max()) // PAGE_SIZE
+        for first in range(0, last_page, BLOCK_PAGES):
+            count = min(BLOCK_PAGES, last_page - first)
+            keys, values = _gather_pages(codes, slice(None), first, count, codec)
+            state = state.merge(attend_codes(grouped, first * PAGE_SIZE, keys, values, code_ends, codec, window))
+        out = code_space.values_out(state.normalize(), codec.values)
+        return out.reshape(batch, num_heads, length, -1).astype(queries.dtype)
+
+
+def _gather_pages(
+    codes: PagedCodes, rows: slice, first_page: int, num_pages: int, codec: LayerCodec
+) -> tuple[mx.array, mx.array]:
+    """`k~, v~ [B, Hkv, 64 n, D]` float16 of a page range of several rows (page 0 where a row has no such page)."""
+    layer = codes.layer
+    pages = codes.page_table[rows, first_page : first_page + num_pages]
+    span = mx.as_strided(
+        codes.pool,
+        (codes.pool.shape[0], codes.pages_per_slab, layer.num_kv_heads, layer.head_bytes),
+        (codes.pool.shape[1], codes.page_bytes, layer.head_bytes, 1),
+        layer.offset,
+    )
+    blocks = span[pages // codes.pages_per_slab, pages % codes.pages_per_slab].swapaxes(1, 2)
+    split = PAGE_SIZE * layer.key_bytes
+    keys = unpack_block(blocks[..., :split], codec.keys.spec, "keys").flatten(2, 3)
+    values = unpack_block(blocks[..., split:], codec.values.spec, "values").flatten(2, 3)
+    return reconstruct(keys, codec.keys), reconstruct(values, codec.values)
+
+
+def _attend_exact(
+    queries: mx.array,
+    positions: Positions,
+    code_ends: Positions,
+    rings: RingArrays,
+    codec: LayerCodec,
+    window: WindowSpec,
+) -> Partial:
+    """Softmax state of grouped `queries [B, Hkv, N, D]` at `positions [B, N]` over sinks and whole rings, masked."""
+    sinks, slots = window.num_sink_tokens, np.arange(window.ring_slots)
+    last = positions.max(axis=1, keepdims=True)
+    # The youngest position that belongs in each slot; negative where none does.
+    columns = np.concatenate([np.tile(np.arange(sinks), (len(last), 1)), last - (last - slots) % window.ring_slots], 1)
+    begins = np.maximum(code_ends, sinks)[..., None]
+    is_sink = np.arange(columns.shape[1]) < sinks
+    visible = (columns[:, None] <= positions[..., None]) & (is_sink | (columns[:, None] >= begins))
+    buckets = _buckets_in_reach(last, window) if codec.rotary is not None else np.zeros((len(last), 1), np.int64)
+    keys = mx.concatenate([rings.sink_keys, rings.ring_keys], axis=2).astype(mx.float32)
+    values = mx.concatenate([rings.sink_values, rings.ring_values], axis=2).astype(mx.float32)
+    q = code_space.queries_in(queries, buckets, codec, window.bucket_len)
+    scores = q.vectors @ keys[:, :, None].swapaxes(-1, -2) + q.mean_scores[..., None]
+    if buckets.shape[1] > 1:
+        chosen = np.argmax(buckets[:, :, None] == (columns // window.bucket_len)[:, None], axis=1)
+        scores = mx.take_along_axis(scores, mx.array(chosen.astype(np.int32))[:, None, None, None], axis=2)
+    return attend_block(scores[:, :, 0], visibility_bias(visible[:, None]), values)
+
+
+def _buckets_in_reach(last: Positions, window: WindowSpec) -> Positions:
+    """Buckets the exact tokens of each row can lie in: the sinks' one and those of the ring, `[B, k]`."""
+    behind = -(-window.ring_slots // window.bucket_len)
+    if int(last.max()) < window.bucket_len:
+        return np.zeros((len(last), 1), np.int64)
+    return np.concatenate(
+        [np.zeros_like(last), np.maximum(0, last // window.bucket_len - np.arange(behind + 1))], axis=1
+    )
