@@ -11,7 +11,8 @@ ServerError                (status, code, param)
 ├── QueueFullError         429 with Retry-After
 ├── NotReadyError          503
 ├── ConfigError            at start only: config.yaml, environment, command line
-└── ModelError             at start only: a model that is missing, unreachable or of an unsupported kind
+├── ModelError             at start only: a model that is missing, unreachable or of an unsupported kind
+└── ServiceError           `vecinfer service` only: what cannot be installed, removed or asked, and the remedy
 """
 
 from __future__ import annotations
@@ -116,3 +117,7 @@ class ConfigError(ServerError):
 
 class ModelError(ServerError):
     """A model that is missing, unreachable or of an unsupported kind; only raised at start."""
+
+
+class ServiceError(ServerError):
+    """The daemon cannot be installed, removed or asked; only raised by `vecinfer service`."""
