@@ -13,6 +13,8 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from quant_core.spec import PAGE_SIZE
+from server.engine.interface import EngineStatus
 from server.engine.request import (
     AbortEvent,
     ErrorEvent,
@@ -128,13 +130,13 @@ def engine_requests(
         ContextLengthError: a prompt leaves no room for an answer.
     """
     sampling = body.sampling(vocab_size)
-    context_len = services.engine.status().context_len
+    status = services.engine.status()
     return [
         GenerationRequest(
             request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{i}",
             prompt=prompt.ids,
             sampling=sampling,
-            max_tokens=_max_tokens(len(prompt.ids), body.requested_tokens, context_len, services),
+            max_tokens=_max_tokens(len(prompt.ids), body, status, services.config.engine.default_max_tokens),
             stop=body.stop,
             boundaries=prompt.boundaries,
             n=body.n,
@@ -143,15 +145,23 @@ def engine_requests(
     ]
 
 
-def _max_tokens(prompt_len: int, requested: int | None, context_len: int, services: Services) -> int:
-    room = context_len - prompt_len
+def _max_tokens(prompt_len: int, body: GenerationBody, status: EngineStatus, default: int) -> int:
+    """What was asked for, or as much of the default as context and pool leave room for."""
+    requested = body.requested_tokens
+    room = status.context_len - prompt_len
     if room < 1 or (requested is not None and requested > room):
         asked = "" if requested is None else f" and max_tokens {requested}"
         raise ContextLengthError(
-            f"this model's context is {context_len} tokens, but the prompt has {prompt_len}{asked}; "
+            f"this model's context is {status.context_len} tokens, but the prompt has {prompt_len}{asked}; "
             "shorten the messages or ask for fewer tokens"
         )
-    return min(services.config.engine.default_max_tokens, room) if requested is None else requested
+    if requested is not None:
+        return requested
+    if status.kv is not None and status.kv.pages_total:
+        # Each choice may begin inside a page of its own. A prompt that fills the pool is the engine's to refuse.
+        in_pool = (status.kv.pages_total * PAGE_SIZE - prompt_len) // body.n - PAGE_SIZE
+        room = min(room, max(1, in_pool))
+    return min(default, room)
 
 
 async def respond(

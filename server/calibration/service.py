@@ -222,6 +222,7 @@ class CalibrationService:
             self._artifacts.set_active(target.fingerprint, artifact_id)
 
         if self._engine.status().active_artifact == artifact_id:
+            await asyncio.to_thread(self._artifacts.set_active, target.fingerprint, artifact_id)
             return
         try:
             await asyncio.wrap_future(self._engine.call(swap))

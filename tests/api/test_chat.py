@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -124,7 +125,17 @@ async def test_defaults_leave_the_distribution_alone(client: httpx.AsyncClient, 
     request = engine.submitted[0]
     assert request.sampling.temperature == 1.0 and request.sampling.top_k == 0
     assert request.sampling.num_logprobs is None and request.sampling.seed is None
-    assert request.max_tokens == 4096 - len(request.prompt)
+    assert request.max_tokens == 4096 - 64 - len(request.prompt)
+
+
+async def test_default_max_tokens_stays_within_a_small_pool(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert engine.current.kv is not None
+    engine.current = replace(engine.current, kv=replace(engine.current.kv, pages_total=10))
+    await client.post(URL, json={"messages": USER, "n": 2})
+    request = engine.submitted[0]
+    assert 0 < request.max_tokens and len(request.prompt) + 2 * (request.max_tokens + 64) <= 640
+    await client.post(URL, json={"messages": USER, "max_tokens": 2000})
+    assert engine.submitted[1].max_tokens == 2000
 
 
 NEUTRAL: list[dict[str, Any]] = [
