@@ -1,0 +1,128 @@
+"""From a configuration to a model that can be served: load, find or fit the codec, plan the memory.
+
+Runs as a generator on the MLX thread, so that HTTP can tell how far it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from quant_core.artifact.store import ArtifactStore, model_fingerprint
+from quant_core.calibrate.job import Progress
+
+from quant_core.backends.registry import choose_backend
+from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
+from quant_core.cache.plain_store import PlainStore
+from quant_core.codec import ModelCodec
+from quant_core.errors import ArtifactError
+from quant_core.spec import PAGE_SIZE
+from server.calibration.first import first_calibration
+from server.config import ServerConfig, user_data_dir
+from server.engine.scheduler import Loaded
+from server.errors import ConfigError
+from server.memory import SequenceCost, kv_budget, model_bytes
+from server.model.loader import LoadedModel, load
+from server.model.wheel import Report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Assembly:
+    """What start-up made and hot swaps need again. MLX thread only, but for `artifacts` and `fingerprint`."""
+
+    config: ServerConfig
+    artifacts: ArtifactStore
+    model: LoadedModel | None = None
+    fingerprint: str = ""
+    plan: MemoryPlan | None = None
+    summary: list[str] = field(default_factory=list)
+
+    def make_store(self, codec: ModelCodec) -> PackedStore:
+        """A store for another artifact, in the same memory."""
+        assert self.model is not None and self.plan is not None  # hot swaps come after start-up
+        backend = choose_backend(self.config.kv_cache.backend)
+        return PackedStore(self.model.model, codec, self.plan, backend)
+
+
+def start_up(assembly: Assembly, report: Report) -> Generator[Progress, None, Loaded]:
+    """Load the model and make its KV store, calibrating when there is no artifact yet.
+
+    Args:
+        assembly: is filled in on the way.
+        report: called with a line and the fraction done while the model is fetched and loaded.
+
+    Raises:
+        ConfigError, ArtifactError, CodecError: with the remedy.
+    """
+    config = assembly.config
+    yield Progress("load", 0.0, f"loading {config.model.name}", None)
+    loaded = load(config.model.name, user_data_dir(config), report, trust_remote_code=config.model.trust_remote_code)
+    assembly.model = loaded
+    context_len = min(config.model.context_len or loaded.context_len, loaded.context_len)
+    if config.kv_cache.method == "fp16":
+        store: Any = _plain_store(config, loaded, context_len)
+        assembly.summary.append("float16 KV cache of mlx-lm, not packed (kv_cache.method: fp16)")
+    else:
+        assembly.fingerprint = model_fingerprint(loaded.model)
+        codec = _stored_codec(assembly)
+        if codec is None:
+            codec = yield from first_calibration(config, loaded, assembly.artifacts, assembly.fingerprint)
+        assembly.plan = _plan(config, loaded, context_len, codec)
+        store = assembly.make_store(codec)
+        assembly.summary.append(describe(store, loaded.model))
+    return Loaded(loaded.model, loaded.tokenizer, config.model.served_name or loaded.model_id, context_len, store)
+
+
+def describe(store: PackedStore, model: Any) -> str:
+    """One line that says how the cache is packed."""
+    codec, layout = store.codec, store.arena.layout
+    first = codec.layers[min(codec.layers)]
+    return (
+        f"{len(codec.layers)} of {len(model.layers)} layers packed: keys {first.keys.spec.bits_per_channel:g} and values "
+        f"{first.values.spec.bits_per_channel:g} bits per channel, {layout.page_bytes / PAGE_SIZE:,.0f} bytes a token; "
+        f"artifact {codec.artifact_id}; {store.arena.table.capacity:,} pages of {PAGE_SIZE} tokens "
+        f"({store.plan.pool.nbytes / 2**20:,.0f} MiB); back end {store.backend.name}"
+    )
+
+
+def _stored_codec(assembly: Assembly) -> ModelCodec | None:
+    config, artifacts = assembly.config, assembly.artifacts
+    wanted = config.kv_cache.artifact or artifacts.active(assembly.fingerprint)
+    if wanted is None:
+        return None
+    try:
+        return artifacts.get(wanted, assembly.fingerprint)
+    except ArtifactError as error:
+        if config.kv_cache.artifact is not None or not config.calibration.auto:
+            raise
+        log.warning("the active artifact cannot be used and is fitted anew: %s", error)
+        return None
+
+
+def _plan(config: ServerConfig, loaded: LoadedModel, context_len: int, codec: ModelCodec) -> MemoryPlan:
+    cost = SequenceCost(page_layout(codec).page_bytes / PAGE_SIZE, ring_bytes(codec))
+    budget = kv_budget(config, model_bytes(loaded.model), context_len, cost)
+    rings = min(config.engine.max_num_seqs, max(1, budget // 2 // ring_bytes(codec)))
+    return plan_memory(codec, budget, rings, config.kv_cache.snapshot_fraction)
+
+
+def _plain_store(config: ServerConfig, loaded: LoadedModel, context_len: int) -> PlainStore:
+    token_bytes = PlainStore.token_bytes(loaded.model)
+    budget = kv_budget(config, model_bytes(loaded.model), context_len, SequenceCost(token_bytes, 0))
+    return PlainStore(loaded.model, budget, config.engine.max_num_seqs, config.kv_cache.snapshot_fraction)
+
+
+def check_device(config: ServerConfig) -> None:
+    """Refuse a back end that is not here, before anything is loaded.
+
+    Raises:
+        ConfigError: MLX lacks the configured GPU.
+    """
+    available = {"metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
+    if not available.get(config.kv_cache.backend, True):
+        raise ConfigError(f"kv_cache.backend is {config.kv_cache.backend}, but MLX has no such device here; use auto")
