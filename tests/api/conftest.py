@@ -13,6 +13,7 @@ import pytest
 
 from server.app import create_app, http_server
 from server.config import AccessKeys, HTTPConfig, ServerConfig
+from server.engine.interface import Engine
 from tests.helpers.fake_engine import FakeEngine
 
 USER = [{"role": "user", "content": "What is the capital of France?"}]
@@ -51,7 +52,7 @@ def client(engine: FakeEngine) -> httpx.AsyncClient:
 
 
 @contextmanager
-def serving(engine: FakeEngine, **http: Any) -> Iterator[int]:
+def serve(engine: Engine, **http: Any) -> Iterator[int]:
     """The port of a real uvicorn server in a thread."""
     config = ServerConfig(http=HTTPConfig(port=0, **http))
     server = http_server(create_app(config, engine), config)

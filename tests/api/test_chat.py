@@ -133,7 +133,7 @@ async def test_default_max_tokens_stays_within_a_small_pool(client: httpx.AsyncC
     engine.current = replace(engine.current, kv=replace(engine.current.kv, pages_total=10))
     await client.post(URL, json={"messages": USER, "n": 2})
     request = engine.submitted[0]
-    assert 0 < request.max_tokens and len(request.prompt) + 2 * (request.max_tokens + 64) <= 640
+    assert request.max_tokens > 0 and len(request.prompt) + 2 * (request.max_tokens + 64) <= 640
     await client.post(URL, json={"messages": USER, "max_tokens": 2000})
     assert engine.submitted[1].max_tokens == 2000
 

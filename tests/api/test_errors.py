@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.conftest import USER, in_process, serving
+from tests.api.conftest import USER, in_process, serve
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -199,7 +199,7 @@ async def test_body_too_large(engine: FakeEngine) -> None:
 
 
 def test_ten_megabytes_over_a_real_connection(engine: FakeEngine) -> None:
-    with serving(engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with serve(engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         big = json.dumps(user("x" * 10_000_000)).encode()
         error_of(client.post(CHAT, content=big), 413)
         assert client.post(CHAT, json={"messages": USER}).status_code == 200

@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from tests.api.conftest import USER, eventually, serving
+from tests.api.conftest import USER, eventually, serve
 from tests.helpers.fake_engine import FakeEngine
 
 
@@ -26,7 +26,7 @@ def send(port: int, body: dict[str, object], path: str = "/v1/chat/completions")
 @pytest.mark.parametrize("phase", ["prompt", "text"])
 def test_hang_up_aborts_the_request(engine: FakeEngine, stream: bool, phase: str) -> None:
     setattr(engine.script, "prompt_delay_s" if phase == "prompt" else "token_delay_s", 60.0)
-    with serving(engine) as port:
+    with serve(engine) as port:
         connection = send(port, {"messages": USER, "stream": stream})
         eventually(lambda: len(engine.submitted) == 1, "the request arrives")
         assert engine.aborted == {}
@@ -38,7 +38,7 @@ def test_hang_up_aborts_the_request(engine: FakeEngine, stream: bool, phase: str
 @pytest.mark.parametrize("stream", [False, True])
 def test_hang_up_aborts_all_prompts(engine: FakeEngine, stream: bool) -> None:
     engine.script.token_delay_s = 60.0
-    with serving(engine) as port:
+    with serve(engine) as port:
         connection = send(port, {"prompt": ["a", "b", "c"], "stream": stream}, "/v1/completions")
         eventually(lambda: len(engine.submitted) == 3, "the requests arrive")
         connection.close()
@@ -49,7 +49,7 @@ def test_hang_up_of_a_reader_that_stopped_reading(engine: FakeEngine) -> None:
     """The writer waits for a full socket buffer when the hang-up comes; the abort must not wait with it."""
     engine.script.pieces = ("x" * 1_000_000,) * 1000
     engine.script.token_delay_s = 0.01
-    with serving(engine) as port:
+    with serve(engine) as port:
         connection = send(port, {"messages": USER, "stream": True, "max_tokens": 1000})
         assert connection.recv(10)
         time.sleep(0.3)
@@ -60,7 +60,7 @@ def test_hang_up_of_a_reader_that_stopped_reading(engine: FakeEngine) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_finished_request_is_not_aborted(engine: FakeEngine, stream: bool) -> None:
-    with serving(engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with serve(engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         for _ in range(3):
             assert client.post("/v1/chat/completions", json={"messages": USER, "stream": stream}).status_code == 200
         text = client.get("/metrics").text
