@@ -62,7 +62,7 @@ def smooth_hadamard(moments: Moments, smooth: bool = True) -> Transform:
 
 
 def learned(moments: Moments, spec: VQSpec, ridge: float = QUERY_RIDGE) -> Transform:
-    """Query-weighted principal axes, dealt to the sub-vectors of `spec` (FINDINGS section 4 of the design).
+    """Query-weighted principal axes, dealt to the sub-vectors of `spec` .
 
     T = W^(1/2) V with W = E[q q^T] + ridge * mean diagonal, V the principal axes of W^(1/2) Cov W^(1/2).
     """
@@ -98,7 +98,7 @@ def deal(spec: VQSpec) -> list[int]:
 
 
 def hadamard_matrix(dim: int) -> Array:
-    """A symmetric-or-not orthogonal `[D, D]` matrix whose entries all are +-1/sqrt(D) wherever one is known.
+    """An orthogonal `[D, D]` matrix whose entries all are +-1/sqrt(D) wherever one is known.
 
     MLX's own for m 2^k with m = 1, 12, 20, 28; else Sylvester times Paley; else the cosine transform.
     """
@@ -110,11 +110,11 @@ def hadamard_matrix(dim: int) -> Array:
             block = _paley(order - 1)
             while len(block) < dim:
                 block = np.block([[block, block], [block, -block]])
-            return block / np.sqrt(dim)
+            return np.asarray(block / np.sqrt(dim), np.float64)
     rows, columns = np.arange(dim)[:, None], np.arange(dim)[None]
     cosine = np.cos(np.pi * (columns + 0.5) * rows / dim) * np.sqrt(2 / dim)
     cosine[0] /= np.sqrt(2)
-    return cosine.T
+    return np.asarray(cosine.T, np.float64)
 
 
 def _polished(matrix: Array) -> Array:
@@ -132,7 +132,7 @@ def _paley(q: int) -> Array:
     character = np.array([0] + [1 if x in squares else -1 for x in range(1, q)], np.float64)
     jacobsthal = character[(np.arange(q)[:, None] - np.arange(q)[None]) % q]
     skew = np.block([[np.zeros((1, 1)), np.ones((1, q))], [-np.ones((q, 1)), jacobsthal]])
-    return skew + np.eye(q + 1)
+    return np.asarray(skew + np.eye(q + 1), np.float64)
 
 
 def _scaled(matrix: Array, inverse: Array, moments: Moments) -> Transform:
