@@ -41,15 +41,16 @@ METAL_FUNC void score_codes(const device uchar* section, const device float* que
   const device uchar* codes = section + first_token / 8;
   for (int i = 0; i < RUN; ++i) {
     const int j = t * RUN + i;
-    const int table = (key_lanes(M) == 4 ? t * G / 4 : j * G / M) * (NUM_CENTROIDS * d);
+    const uint table = table_bytes<d>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
     const device uint* words = (const device uint*)(codes + key_codes_at<M>(lane / 4, t, i));
     float q[NQ * d];
     load_queries<NQ, DIM, d>(queries, j * d, q);
     for (int w = 0; w < TPL; ++w) {
       const uint word = words[w];
+#pragma unroll
       for (int o = 0; o < 4; ++o) {
         float c[d];
-        load_centroid<d, IS_SHARED>(shared, tables, table + int((word >> (8 * o)) & 255u) * d, c);
+        load_centroid<d, IS_SHARED>(shared, tables, table, word, o, c);
         for (int n = 0; n < NQ; ++n) {
           for (int k = 0; k < d; ++k) {
             score[(w * 4 + o) * NQ + n] += q[n * d + k] * c[k];
@@ -77,6 +78,7 @@ METAL_FUNC void share_scores(int lane, thread float* score) {
 // score[n] += <query n, one exact key>.
 template <int NQ, int DIM>
 METAL_FUNC void score_exact(const device half* key, const device float* queries, thread float* score) {
+#pragma unroll 1
   for (int i = 0; i < DIM; i += 4) {
     float q[NQ * 4];
     load_queries<NQ, DIM, 4>(queries, i, q);
@@ -99,17 +101,18 @@ METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* s
   for (int s = 0; s < value_steps(M); ++s) {
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
-      const int table = value_subvec<M>(slot) * G / M * (NUM_CENTROIDS * d);
+      const uint table = table_bytes<d>(value_subvec<M>(slot) * G / M);
       const device uchar* codes = section + slot * 64 + first_token / 4;
       for (int part = 0; part < PARTS; ++part) {
         const int t = lane / LANES * PARTS + part;
         const device uint* words = (const device uint*)(codes + t * 16);
         for (int tile = 0; tile < 2 * TPL; ++tile) {
           const uint word = words[tile];
+#pragma unroll
           for (int i = 0; i < 4; ++i) {
             const threadgroup float* weight = weights + (tile * 16 + i / 2 * 8 + t * 2 + i % 2) * STRIDE;
             float c[d];
-            load_centroid<d, IS_SHARED>(shared, tables, table + int((word >> (8 * i)) & 255u) * d, c);
+            load_centroid<d, IS_SHARED>(shared, tables, table, word, i, c);
             for (int n = 0; n < NQ; ++n) {
               const float w = weight[n];
               for (int k = 0; k < d; ++k) {
@@ -134,6 +137,7 @@ METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
       const int channel = value_subvec<M>(slot) * d;
+#pragma unroll 1
       for (int i = lane / LANES; i < num_tokens; i += 32 / LANES) {
         const int token = first_token + i;
         const device half* value = token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM;

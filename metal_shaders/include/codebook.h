@@ -35,12 +35,23 @@ METAL_FUNC void load_device(const device half* at, thread float* out) {
   }
 }
 
-// The centroid that starts at entry `at` of the tables; IS_SHARED says which pointer counts.
+// Bytes of table `table` before its first entry.
+template <int d>
+METAL_FUNC uint table_bytes(int table) {
+  return uint(table) * uint(NUM_CENTROIDS * d * 2);
+}
+
+// The centroid of code `byte` of `word` in the table that starts at `first` bytes; IS_SHARED says which pointer counts.
+// A table's start has no bits in common with offsets inside it, so `|` adds (one instruction with the mask).
 template <int d, bool IS_SHARED>
-METAL_FUNC void load_centroid(const threadgroup half* shared, const device half* tables, int at, thread float* out) {
+METAL_FUNC void load_centroid(const threadgroup half* shared, const device half* tables, uint first, uint word, int byte,
+                              thread float* out) {
+  constexpr int SHIFT = d == 2 ? 2 : d == 4 ? 3 : 4;
+  const uint moved = 8 * byte > SHIFT ? word >> uint(8 * byte > SHIFT ? 8 * byte - SHIFT : 0) : word << uint(SHIFT);
+  const uint offset = (moved & (255u << uint(SHIFT))) | first;
   if (IS_SHARED) {
-    load_shared<d>(shared + at, out);
+    load_shared<d>((const threadgroup half*)((const threadgroup uchar*)shared + offset), out);
   } else {
-    load_device<d>(tables + at, out);
+    load_device<d>((const device half*)((const device uchar*)tables + offset), out);
   }
 }

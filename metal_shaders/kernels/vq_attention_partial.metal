@@ -108,6 +108,11 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
   const bool is_masked = !is_coded || unit >= rows[row * 8 + 2] || base < num_sinks;
   const int query_row = rows[row * 8 + 5] + base / geometry[6] * num_queries + first_query;
   const device float* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
+  float mean[NQ];
+  for (int n = 0; n < NQ; ++n) {
+    const int query = min(n, num_queries - 1 - first_query);
+    mean[n] = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row + query)];
+  }
   const device uchar* key_block = pool;
   if (is_coded) {
     const int page = page_table[row * geometry[11] + unit];
@@ -120,10 +125,13 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     if (num_tokens <= 0) {
       break;
     }
-    // 4. scores: a lane keeps those of TPL tokens
+    // 4. scores: a lane keeps those of TPL tokens. The mean term enters once per token: by the lanes with t = 0 of a code
+    // page, whose partial scores are added up, and by every lane of exact tokens
     float score[4 * TPL * NQ];
-    for (int i = 0; i < 4 * TPL * NQ; ++i) {
-      score[i] = 0.0f;
+    for (int n = 0; n < NQ; ++n) {
+      for (int i = 0; i < 4 * TPL; ++i) {
+        score[i * NQ + n] = is_coded && lane % 4 != 0 ? 0.0f : mean[n];
+      }
     }
     if (is_coded) {
       score_codes<NQ, TPL, K_DIM, K_M0, K_D0, K_G0, K_SHARED>(
@@ -142,42 +150,53 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
         score_exact<NQ, K_DIM>(key, unit_queries, score + u * NQ);
       }
     }
-    // 5. online softmax; masks only where some query does not see some token
-    for (int n = 0; n < NQ; ++n) {
-      const int query = min(first_query + n, num_queries - 1);
-      const float mean = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row - first_query + query)];
-      float top = MASKED;
-      for (int u = 0; u < TPL; ++u) {
-        bool is_visible = true;
-        if (is_masked) {
+    // 5. masks, only where some query does not see some token
+    if (is_masked) {
+      for (int n = 0; n < NQ; ++n) {
+        const int position = start + min(first_query + n, num_queries - 1) % query_len;
+        const int code_end = max(0, (position + 1 - geometry[5]) / PAGE_SIZE) * PAGE_SIZE;
+        for (int u = 0; u < TPL; ++u) {
           const int token = base + first + kept_token<TPL>(lane, u);
-          const int position = start + query % query_len;
-          const int code_end = max(0, (position + 1 - geometry[5]) / PAGE_SIZE) * PAGE_SIZE;
-          is_visible = is_coded ? token >= num_sinks && token < code_end
-                                : token <= position && token < end && (token < num_sinks || token >= code_end);
+          const bool is_visible =
+              is_coded ? token >= num_sinks && token < code_end
+                       : token <= position && token < end && (token < num_sinks || token >= code_end);
+          if (!is_visible) {
+            score[u * NQ + n] = MASKED;
+          }
         }
-        score[u * NQ + n] = is_visible ? score[u * NQ + n] + mean : MASKED;
-        top = metal::max(top, score[u * NQ + n]);
       }
-      const float new_max = metal::max(running_max[n], simd_max(top));
-      if (new_max > running_max[n]) {
-        const float factor = metal::fast::exp2(running_max[n] - new_max);
-        running_max[n] = new_max;
+    }
+    // 6. online softmax; the maximum seldom grows, so look before reducing it over the lanes
+    bool grows = false;
+    for (int i = 0; i < TPL * NQ; ++i) {
+      grows = grows || score[i] > running_max[i % NQ];
+    }
+    if (simd_any(grows)) {
+      for (int n = 0; n < NQ; ++n) {
+        float top = running_max[n];
+        for (int u = 0; u < TPL; ++u) {
+          top = metal::max(top, score[u * NQ + n]);
+        }
+        top = simd_max(top);
+        const float factor = metal::fast::exp2(running_max[n] - top);
+        running_max[n] = top;
         lane_sum[n] *= factor;
         rescale<NQ, V_M0, V_D0>(acc0, n, factor);
         if (V_M1) {
           rescale<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor);
         }
       }
-      for (int u = 0; u < TPL; ++u) {
+    }
+    for (int u = 0; u < TPL; ++u) {
+      for (int n = 0; n < NQ; ++n) {
         const float s = score[u * NQ + n];
-        const float w = s > 0.5f * MASKED ? metal::fast::exp2(s - new_max) : 0.0f;
+        const float w = is_masked && s == MASKED ? 0.0f : metal::fast::exp2(s - running_max[n]);
         lane_sum[n] += w;
         weights[kept_token<TPL>(lane, u) * STRIDE + n] = w;
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    // 6. weighted values, a lane owning sub-vectors
+    // 7. weighted values, a lane owning sub-vectors
     if (is_coded) {
       add_codes<NQ, TPL, STRIDE, V_M0, V_D0, V_G0, V_SHARED>(
           value_block, shared_value, value_table, weights, first, lane, acc0);
@@ -199,7 +218,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
   }
 }
 
-// 7. merge the simdgroups, one query at a time
+// 8. merge the simdgroups, one query at a time
 join_token_groups<NQ, V_M0, V_D0>(acc0);
 if (V_M1) {
   join_token_groups<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1);

@@ -97,7 +97,9 @@ def plan_decode(
         first_exact = window.num_code_pages(start)
         code_units = min(window.num_code_pages(last), pages)
         sinks = int(first_exact > 0 and window.num_sink_tokens > 0)
-        rows.append((start, code_units, min(first_exact, pages), first_exact, sinks, len(entries) * num_queries, pages, 0))
+        rows.append(
+            (start, code_units, min(first_exact, pages), first_exact, sinks, len(entries) * num_queries, pages, 0)
+        )
         entries += [(b, bucket) for bucket in range(last // window.bucket_len + 1)]
         units.append(code_units + sinks + last // PAGE_SIZE - first_exact + 1)
     run = -(-sum(units) * groups_per_item // target_groups)

@@ -70,6 +70,4 @@ class DeviceBackend:
         codec: LayerCodec,
         window: WindowSpec,
     ) -> mx.array:
-        return launch.attention(
-            self.kernel, queries, scale, starts, rings, codes, codec, window, self._target_groups
-        )
+        return launch.attention(self.kernel, queries, scale, starts, rings, codes, codec, window, self._target_groups)

@@ -11,9 +11,7 @@ from typing import Literal
 
 Dialect = Literal["metal", "cuda"]
 
-_THREADGROUP_VARIABLE = re.compile(
-    r"([;{}]\s*)threadgroup(\s+[A-Za-z_]\w*\s+[A-Za-z_]\w*\s*(?=[\[;]))"
-)
+_THREADGROUP_VARIABLE = re.compile(r"([;{}]\s*)threadgroup(\s+[A-Za-z_]\w*\s+[A-Za-z_]\w*\s*(?=[\[;]))")
 _ADDRESS_SPACE = re.compile(r"\b(device|constant|threadgroup|thread)\b(?=\s)")
 
 

@@ -127,7 +127,9 @@ def encode(kernel: Launcher, vectors: mx.array, codec: VectorCodec) -> mx.array:
     spec = codec.spec
     *lead, heads, tokens, dim = vectors.shape
     if heads != codec.num_kv_heads or dim != spec.head_dim:
-        raise ShapeError(f"vectors {vectors.shape} for a codec of {codec.num_kv_heads} heads and head_dim {spec.head_dim}")
+        raise ShapeError(
+            f"vectors {vectors.shape} for a codec of {codec.num_kv_heads} heads and head_dim {spec.head_dim}"
+        )
     if not vectors.size:
         return mx.zeros((*lead, heads, tokens, spec.code_bytes), mx.uint8)
     widest = max(-(-s.num_subvecs // s.num_codebooks) for s in spec.sections)
@@ -175,9 +177,7 @@ def attention(
     n = num_heads // heads * length
     shape = choose_shape(codec.keys.spec, codec.values.spec, n)
     tiles = -(-n // shape.num_queries)
-    plan = plan_decode(
-        starts, length, codes.num_pages, window, n, heads * tiles, shape.num_simdgroups, target_groups
-    )
+    plan = plan_decode(starts, length, codes.num_pages, window, n, heads * tiles, shape.num_simdgroups, target_groups)
     cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
     rotated, mean_scores = kernels("vq_attention_queries")(
         inputs=[queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n, 0, 0), _factor(scale)],
