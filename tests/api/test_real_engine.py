@@ -49,7 +49,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     def start_up() -> Generator[Loading, None, Loaded]:
         yield Loading()
         model = build_tiny_model("llama")
-        return Loaded(model, tiny_tokenizer(folder), "tiny", 2048, PlainStore(model, 200 << 20, 8))
+        store: Any = PlainStore(model, 200 << 20, 8)
+        return Loaded(model, tiny_tokenizer(folder), "tiny", 2048, store)
 
     config = ServerConfig(engine=EngineConfig(max_num_seqs=8))
     ends: list[int] = []
