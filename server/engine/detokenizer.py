@@ -32,11 +32,11 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = getattr(tokenizer, "_tokenizer", tokenizer)
-        self._added = {int(i): t for i, t in getattr(self._tokenizer, "added_tokens_decoder", {}).items()}
-        self._piece_bytes = _piece_decoder(self._tokenizer)
+        self._tokenizer = tokenizer
+        self._added = {int(i): t for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+        self._piece_bytes = _piece_decoder(tokenizer)
         self._bytes: dict[int, bytes] = {}
-        self.size = len(self._tokenizer)
+        self.size = len(tokenizer)
 
     def stream(self) -> TextStream:
         """A fresh stream."""

@@ -313,6 +313,8 @@ class EngineLoop:
             self._scheduler.abort_all("the server is shutting down")
         self._close(lambda request_id: AbortEvent(request_id, "the server is shutting down"))
         self._publish(fresh=True)
+        # Worker threads of this thread's streams that outlive it would abort the interpreter's exit.
+        mx.clear_streams()
 
     def _publish(self, *, fresh: bool) -> None:
         s = self._scheduler

@@ -24,10 +24,11 @@ class StopText:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
+        # The one completed first counts, however the text was cut into tokens.
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
-            return self._let_out(min(found))
+            return self._let_out(min(found)[1])
         return self._let_out(len(self._held) - self._num_suspicious())
 
     def flush(self) -> str:
