@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from quant_core.errors import QuantError
@@ -28,12 +29,17 @@ class _Group(TyperGroup):
         except (ServerError, QuantError) as error:
             if ctx.params.get("debug"):
                 raise
-            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False)
+            _complain(str(error))
+            raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            if ctx.params.get("debug") or (error.name or "").partition(".")[0] != "mlx":
+                raise
+            _complain("MLX is not installed; run: pip install 'mlx[cpu]' (or 'mlx[cuda13]' for an NVIDIA GPU)")
             raise typer.Exit(1) from error
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
 
 
 def build_app() -> typer.Typer:
@@ -73,8 +79,9 @@ def _register(app: typer.Typer, name: str) -> None:
         importlib.import_module(f"server.commands.{name}").register(app)
     except ImportError as error:
         reason = f"`vecinfer {name}` cannot run here: {error}"
+        any_options = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-        @app.command(name, help=f"Not available: {error}")
+        @app.command(name, help=f"Not available: {error}", context_settings=any_options)
         def unavailable() -> None:
             Console(stderr=True, soft_wrap=True).print(reason, markup=False, highlight=False)
             raise typer.Exit(1)
