@@ -34,6 +34,7 @@ def status_report(parts: Services) -> dict[str, Any]:
             "last_token_age_s": status.last_token_age_s,
         },
         "kv": None if status.kv is None else _kv(status.kv),
+        "kv_last_busy": None if status.kv_last_busy is None else _kv(status.kv_last_busy),
         "layers": _layers(status),
         "counters": dict(status.counters),
         "versions": {"python": platform.python_version(), **_versions()},

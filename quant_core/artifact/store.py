@@ -89,8 +89,8 @@ class ArtifactStore:
             data = (self._root / artifact_id / ARRAYS).read_bytes()
             if hashlib.sha256(data).hexdigest() != manifest.sha256:
                 raise ArtifactError(
-                    f"artifact {artifact_id} is corrupted or truncated: {ARRAYS} ({len(data):,} bytes) does not match its "
-                    "checksum; delete the artifact and calibrate again"
+                    f"artifact {artifact_id} is corrupted or truncated: {ARRAYS} ({len(data):,} bytes) does not match "
+                    "its checksum; delete the artifact and calibrate again"
                 )
             return _from_arrays(load(data), manifest)
         except (OSError, SafetensorError, KeyError, TypeError, SpecError) as error:

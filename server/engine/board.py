@@ -43,10 +43,11 @@ class Counters:
 
 
 class KVMeter:
-    """Measures the KV memory, now and then. MLX thread only."""
+    """Measures the KV memory, now and then. MLX thread only. `last_busy`: with conversations running."""
 
     def __init__(self) -> None:
         self._status: KVStatus | None = None
+        self.last_busy: KVStatus | None = None
         self._measured_s = 0.0
 
     def read(self, lanes: Sequence[Lane], active: Lane | None, *, fresh: bool) -> KVStatus | None:
@@ -55,6 +56,8 @@ class KVMeter:
         if active is not None and (fresh or self._status is None or now - self._measured_s > KV_INTERVAL_S):
             self._status = measure_kv(lanes, active)
             self._measured_s = now
+            if self._status.tokens_held:
+                self.last_busy = self._status
         return self._status
 
 

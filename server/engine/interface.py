@@ -69,6 +69,8 @@ class EngineStatus:
     live_artifacts: tuple[str, ...]
     backend: str
     kv: KVStatus | None
+    # The latest measurement with conversations running: what they took is still to be seen when they are over.
+    kv_last_busy: KVStatus | None = None
     counters: dict[str, float] = field(default_factory=dict)
 
 

@@ -333,6 +333,7 @@ class EngineLoop:
             live_artifacts=tuple(a for a in (x.store.artifact_id for x in s.lanes) if a) if s is not None else (),
             backend=active.store.usage().backend if active is not None else "",
             kv=self._meter.read(s.lanes, active, fresh=fresh) if s is not None else None,
+            kv_last_busy=self._meter.last_busy,
             counters=with_prefix_counters(counters, s.prefixes) if s is not None else counters,
         )
 
