@@ -51,10 +51,17 @@ class PackedLayer:
 
 
 class DecodeView:
-    """What a decode step's attention reads: everything lies in rings and pool."""
+    """What a decode step's attention reads: everything lies in rings and pool.
 
-    def __init__(self, layer: PackedLayer, rings: RingArrays, rows: Sequence[Row], starts: tuple[int, ...]) -> None:
+    Attributes:
+        dtype: of the values that came in; some models cast attention's result to it.
+    """
+
+    def __init__(
+        self, layer: PackedLayer, rings: RingArrays, rows: Sequence[Row], starts: tuple[int, ...], dtype: mx.Dtype
+    ) -> None:
         self._layer, self._rings, self._rows, self._starts = layer, rings, rows, starts
+        self.dtype = dtype
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """Fused attention over codes and exact tokens."""
@@ -98,10 +105,17 @@ class PrefillRow:
 
 
 class PrefillView:
-    """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch."""
+    """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch.
 
-    def __init__(self, layer: PackedLayer, rows: Sequence[PrefillRow], codes: PagedCodes, live: Any) -> None:
+    Attributes:
+        dtype: of the values that came in.
+    """
+
+    def __init__(
+        self, layer: PackedLayer, rows: Sequence[PrefillRow], codes: PagedCodes, live: Any, dtype: mx.Dtype
+    ) -> None:
         self._layer, self._rows, self._codes, self._live = layer, rows, codes, live
+        self.dtype = dtype
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """Streaming attention; evaluates, since lazy evaluation would keep many layers alive."""

@@ -60,7 +60,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
                 keys, values, starts, lengths, self.rings, self.layer.codec, self.layer.window
             )
             self._advance(lengths)
-            view: Any = DecodeView(self.layer, self.rings, list(self.rows), starts)
+            view: Any = DecodeView(self.layer, self.rings, list(self.rows), starts, values.dtype)
         else:
             view = self._prefill(keys, values, starts, lengths)
         return view, view
@@ -231,7 +231,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self.rings = layer.backend.vq_append(keys, values, starts, lengths, self.rings, layer.codec, window)
         self._advance(lengths)
         codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
-        return PrefillView(layer, rows, codes, self.state)
+        return PrefillView(layer, rows, codes, self.state, values.dtype)
 
     def _encode_complete(self, exact: ExactColumns, start: int, end: int) -> list[PendingCodes]:
         """Codes of the pages the positions `start ... end - 1` complete."""
