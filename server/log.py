@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 import sys
-import time
 from logging.handlers import RotatingFileHandler
 
 from rich.console import Console
@@ -30,9 +29,8 @@ MAX_STREAM_BYTES = 1_000_000
 class LocalTimeFormatter(logging.Formatter):
     """Local time with its offset: 2026-11-23T21:30:00+0000."""
 
-    converter = time.localtime
     default_time_format = "%Y-%m-%dT%H:%M:%S%z"
-    default_msec_format = None  # type: ignore[assignment]  # typeshed: str; logging itself allows None
+    default_msec_format = None
 
 
 def setup_logging(config: LogConfig, *, terminal: bool | None = None) -> None:
@@ -86,9 +84,7 @@ def _file_handler(config: LogConfig) -> logging.Handler:
     path = config.file.expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(
-            path, maxBytes=config.max_bytes, backupCount=config.num_backups, encoding="utf-8"
-        )
+        handler = RotatingFileHandler(path, maxBytes=config.max_bytes, backupCount=config.num_backups, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"log.file: cannot write {path}: {error.strerror or error}") from error
     handler.setFormatter(LocalTimeFormatter(LINE))
