@@ -6,6 +6,7 @@ import plistlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from server.errors import ServiceError
 from server.service.places import SERVER_LABEL, WIRED_LABEL
@@ -120,6 +121,14 @@ def read_installed(path: Path) -> InstalledDaemon | None:
         return None
     except OSError as error:
         raise ServiceError(f"cannot read {path}: {error.strerror or error}") from error
-    except (plistlib.InvalidFileException, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (
+        ExpatError,
+        plistlib.InvalidFileException,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ServiceError(f"{path} is not a property list of this server; {remedy}") from error
     return InstalledDaemon(config, None if err is None else Path(err))
