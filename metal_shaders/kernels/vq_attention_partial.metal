@@ -49,7 +49,9 @@ const int item = int(threadgroup_position_in_grid.x);
 const int num_queries = geometry[1];
 const int num_tiles = (num_queries + NQ - 1) / NQ;
 const int kv_head = int(threadgroup_position_in_grid.y) / num_tiles;
-const int first_query = int(threadgroup_position_in_grid.y) % num_tiles * NQ;
+const int tile_query = int(threadgroup_position_in_grid.y) % num_tiles * NQ;
+// The last tile overlaps the one before it instead of reading past the queries; NQ <= N.
+const int first_query = min(tile_query, num_queries - NQ);
 const int query_len = geometry[0];
 const int num_sinks = geometry[3];
 const int ring_slots = geometry[4];
@@ -110,8 +112,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
   const device float* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
   float mean[NQ];
   for (int n = 0; n < NQ; ++n) {
-    const int query = min(n, num_queries - 1 - first_query);
-    mean[n] = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row + query)];
+    mean[n] = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row + n)];
   }
   const device uchar* key_block = pool;
   if (is_coded) {
@@ -153,7 +154,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     // 5. masks, only where some query does not see some token
     if (is_masked) {
       for (int n = 0; n < NQ; ++n) {
-        const int position = start + min(first_query + n, num_queries - 1) % query_len;
+        const int position = start + (first_query + n) % query_len;
         const int code_end = max(0, (position + 1 - geometry[5]) / PAGE_SIZE) * PAGE_SIZE;
         for (int u = 0; u < TPL; ++u) {
           const int token = base + first + kept_token<TPL>(lane, u);
@@ -242,7 +243,7 @@ for (int n = 0; n < NQ; ++n) {
     store_section<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor, lane, weights + V_M0 * V_D0);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (first_query + n < num_queries) {
+  if (first_query + n >= tile_query) {
     const size_t out = (size_t(item) * size_t(num_kv_heads) + size_t(kv_head)) * size_t(num_queries) +
                        size_t(first_query + n);
     for (int c = thread_id; c < V_DIM; c += 32 * NUM_SIMDGROUPS) {

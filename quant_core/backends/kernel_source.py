@@ -28,7 +28,7 @@ class KernelSource:
 
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, dict[str, object]]:
-    """manifest.toml: per kernel its headers, buffers and legal template values."""
+    """manifest.toml: per kernel its headers, buffers and legal template values; and `variants`, which CI runs."""
     return tomllib.loads(read("manifest.toml"))
 
 

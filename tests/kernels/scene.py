@@ -84,16 +84,27 @@ def make_scene(g: Geometry, seed: int = 0) -> Scene:
     pool = rng.integers(0, 256, (-(-total // per_slab), per_slab * page_bytes + 64), np.uint8)
     codes = PagedCodes(mx.array(pool), mx.array(table), num_pages, layer, per_slab, page_bytes)
 
-    def exact(slots: int) -> mx.array:
-        x = rng.standard_normal((batch, heads, slots, g.head_dim))
-        x[..., : slots // 7 + 1, 5] *= 9  # planted outliers
-        return mx.array(x, mx.float16)
-
-    slots, sinks = g.window.ring_slots, g.window.num_sink_tokens
-    rings = RingArrays(exact(slots), exact(slots), exact(sinks), exact(sinks))
+    rings = _make_rings(g, rng)
     shape = (batch, heads * g.gqa_factor, g.query_len, g.head_dim)
     queries = mx.array(rng.standard_normal(shape) * g.spread, mx.float32).astype(g.dtype)
     return Scene(g, codec, rings, codes, queries)
+
+
+def _make_rings(g: Geometry, rng: np.random.Generator) -> RingArrays:
+    """Random exact vectors with planted outliers; slots without a live token hold the largest half."""
+
+    def exact(slots: int, is_ring: bool) -> mx.array:
+        x = rng.standard_normal((len(g.positions), g.num_kv_heads, slots, g.head_dim))
+        x[..., : slots // 7 + 1, 5] *= 9
+        for row, position in enumerate(g.positions):
+            end = position + g.query_len
+            live = np.arange(max(0, end - slots) if is_ring else 0, end if is_ring else min(end, slots))
+            dead = np.setdiff1d(np.arange(slots), live % slots if slots else live)
+            x[row, :, dead] = 65504.0
+        return mx.array(x, mx.float16)
+
+    slots, sinks = g.window.ring_slots, g.window.num_sink_tokens
+    return RingArrays(exact(slots, True), exact(slots, True), exact(sinks, False), exact(sinks, False))
 
 
 def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.array) -> PagedCodes:
