@@ -15,7 +15,7 @@ from pathlib import Path
 
 from server.config import BLAS_GUARD, blas_environment, child_environment
 
-REMEDY = "apt-get install libopenblas0-pthread"
+REMEDY = "apt-get install libopenblas0-pthread (without root on x86-64: pip install mkl)"
 # Best first: the pthread builds use all cores; plain libopenblas may be a serial one.
 _NAMES = ("libopenblasp.so.0", "libopenblas.so.0", "libopenblas.so")
 _FOLDERS = (

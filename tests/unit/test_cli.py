@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
 def test_help_names_every_command_and_each_has_its_own(command: str) -> None:
     assert command in _run("--help").output
     assert _run(command, "--help").exit_code == 0
+
+
+def test_version_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "1.2.3")
+    result = _run("--version")
+    assert (result.exit_code, result.stdout) == (0, "vecinfer-server 1.2.3\n")
 
 
 def test_a_command_that_does_not_import_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
