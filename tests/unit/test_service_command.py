@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import plistlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,14 +110,15 @@ def test_follow_goes_over_a_rotation_and_a_cut(tmp_path: Path) -> None:
         path.rename(tmp_path / "server.log.1")
         path.write_text("four\n")
 
-    pending = iter(
-        [
-            lambda: append("one\ntw"),
-            lambda: append("o\nthree\n"),
-            rotate,
-            lambda: path.write_text(""),
-            lambda: append("five\n"),
-        ]
-    )
-    lines = follow(path, lambda seconds: next(pending)())
+    def cut() -> None:
+        path.write_text("")
+
+    changes: list[Callable[[], None]] = [
+        lambda: append("one\ntw"),
+        lambda: append("o\nthree\n"),
+        rotate,
+        cut,
+        lambda: append("five\n"),
+    ]
+    lines = follow(path, lambda seconds: changes.pop(0)())
     assert [next(lines) for _ in range(5)] == ["one", "two", "three", "four", "five"]
