@@ -38,15 +38,26 @@ constexpr int kWarps = 8, kThreads = 256, kPage = 64, kQueryCols = 80;
 // Where CUDA puts a block's dynamic shared memory (the first KB is the system's); checked at run time.
 constexpr int kSharedBase = 1024;
 constexpr int kInFlight = VQ_IN_FLIGHT;
-constexpr int kTableBytes = 256 * 256;
+constexpr int kTableBytes = 256 * 256, kMaxSplits = 512;
 constexpr unsigned kAll = 0xffffffffu;
 constexpr float kMasked = -1e30f, kNothingYet = -1e20f, kHeadroom = 6.f;
 
 struct Params {
-  int new_len, gqa_factor, window, num_sinks, ring_slots, bucket_pages, pages_per_split, exact_pages;
-  int max_pages, pages_per_slab, slab_units, page_units, layer_units, num_kv_heads;  // units of 64 bytes
+  int window, num_sinks, ring_slots, pages_per_split, max_pages, bucket_pages;
+  unsigned bucket_magic, slab_magic, pages_per_slab, slab_units, page_units, layer_units;  // units of 64 bytes
   float scale;  // softmax scale x log2(e)
 };
+
+// What the host knows of a row: np of its first and last query, its splits, the ring's first bucket and the buckets of
+// the exact tokens (the sinks' counted once).
+struct Row {
+  int start, min_pages, num_pages, splits, exact_bucket, exact_slots, unused[2];
+};
+
+// n / d for n < 2^32 / d, given magic = ceil(2^32 / d), 0 for d = 1.
+__device__ __forceinline__ int divide(int n, unsigned magic) { return magic ? __umulhi(n, magic) : n; }
+
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 __device__ __forceinline__ float ex2(float x) {
   float y;
@@ -277,73 +288,102 @@ struct Slots {
   }
 };
 
-// q' = R(-b) q and q' . mean of every slot and column.
-template <typename T, int D, int NC, bool PERM>
-__device__ __forceinline__ void turn_queries(Scratch<D>& sh, const Slots& slots, const T* q, int num_columns,
-                                             const float* mean, const int* channels, const float* trig, float scale) {
-  constexpr int kLanes = D / 8;  // threads per column, 4 rotary pairs each
-  const int x = threadIdx.x % kLanes, total = (slots.num_slots * NC + 7) / 8 * 8;
-  for (int f = threadIdx.x / kLanes; f < total; f += kThreads / kLanes) {
-    const int column = f % NC, slot = min(f / NC, slots.num_slots - 1);
-    float a[4], b[4];
+// q' = R(-b) q and q' . mean of every slot and column. A thread turns 4 rotary pairs of one column in every slot.
+template <typename T, int D, int NC, bool PERM> struct Turner {
+  static constexpr int kLanes = D / 8, kStep = kThreads / kLanes / NC, kPasses = (kQueryCols / NC + kStep - 1) / kStep;
+  float a[4], b[4], mean_a[4], mean_b[4];
+  int x, column, first_slot;
+
+  __device__ __forceinline__ Turner(const T* q, const float* mean, const int* channels, int num_columns) {
+    x = threadIdx.x % kLanes;
+    column = threadIdx.x / kLanes % NC;
+    first_slot = threadIdx.x / kLanes / NC;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const int i = 4 * x + k, ca = PERM ? channels[i] : i, cb = PERM ? channels[i + D / 2] : i + D / 2;
-      a[k] = column < num_columns ? to_float(q[column * D + ca]) * scale : 0.f;
-      b[k] = column < num_columns ? to_float(q[column * D + cb]) * scale : 0.f;
+      a[k] = column < num_columns ? to_float(q[column * D + ca]) : 0.f;
+      b[k] = column < num_columns ? to_float(q[column * D + cb]) : 0.f;
     }
-    const float* cs = trig + (size_t)slots.bucket(slot) * D + 4 * x;
-    const float4 c4 = *reinterpret_cast<const float4*>(cs), s4 = *reinterpret_cast<const float4*>(cs + D / 2);
-    const float c[4] = {c4.x, c4.y, c4.z, c4.w}, s[4] = {s4.x, s4.y, s4.z, s4.w};
-    float dot = 0.f;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const float ra = a[k] * c[k] + b[k] * s[k], rb = b[k] * c[k] - a[k] * s[k];
-      a[k] = ra;
-      b[k] = rb;
-      dot += ra * mean[4 * x + k] + rb * mean[4 * x + k + D / 2];
-    }
-#pragma unroll
-    for (int off = 1; off < kLanes; off <<= 1) dot += __shfl_xor_sync(kAll, dot, off);
-    if (x == 0) sh.mean_score[f] = dot;
-    // Four channels are one thread's operand: group i belongs to t = i % 4 of step i / 4.
-    auto store = [&](int i, const float(&v)[4]) {
-      const int step = i / 4, at = (((f / 8) * (D / 32) + step / 2) * 32 + (f % 8) * 4 + i % 4) * 8 + step % 2 * 4;
-      *reinterpret_cast<uint2*>(sh.turned + at) = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
-    };
-    store(x, a);
-    store(D / 8 + x, b);
+    const float4 u = *reinterpret_cast<const float4*>(mean + 4 * x), v = *reinterpret_cast<const float4*>(mean + D / 2 + 4 * x);
+    mean_a[0] = u.x, mean_a[1] = u.y, mean_a[2] = u.z, mean_a[3] = u.w;
+    mean_b[0] = v.x, mean_b[1] = v.y, mean_b[2] = v.z, mean_b[3] = v.w;
   }
-}
 
-// q~ = inverse . q' for every slot and column; a warp makes 16 dims of them.
-template <int D, int NC>
-__device__ __forceinline__ void make_queries(Scratch<D>& sh, const Slots& slots, const uint4* frags) {
-  constexpr int kTiles = D / 16;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, tile = warp % kTiles;
-  uint4 a[kTiles];
+  __device__ __forceinline__ void turn(Scratch<D>& sh, const Slots& slots, const float* trig, float scale) const {
+    float4 c[kPasses], s[kPasses];
 #pragma unroll
-  for (int i = 0; i < kTiles; i++) a[i] = __ldg(frags + (tile * kTiles + i) * 32 + lane);
-  const int num_columns = slots.num_slots * NC, dim = 16 * tile + 2 * g;
-  const int quarter = dim / (D / 4), rest = dim % (D / 4);
-  for (int n = warp / kTiles; n * 8 < num_columns; n += kWarps / kTiles) {
-    float c[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-    for (int u = 0; u < D / 32; u++) {
-      const uint4 b = *reinterpret_cast<const uint4*>(sh.turned + ((n * (D / 32) + u) * 32 + lane) * 8);
-      mma(c, a[2 * u].x, a[2 * u].y, a[2 * u].z, a[2 * u].w, b.x, b.y);
-      mma(c, a[2 * u + 1].x, a[2 * u + 1].y, a[2 * u + 1].z, a[2 * u + 1].w, b.z, b.w);
+    for (int i = 0; i < kPasses; i++) {
+      const int slot = first_slot + i * kStep;
+      if (slot < slots.num_slots) {
+        const float* at = trig + (size_t)slots.bucket(slot) * D + 4 * x;
+        c[i] = __ldg(reinterpret_cast<const float4*>(at));
+        s[i] = __ldg(reinterpret_cast<const float4*>(at + D / 2));
+      }
     }
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-      const int f = n * 8 + 2 * t + k;
-      if (f < num_columns) {
-        const int at = f / NC * (NC * D) + (rest / 8 * (NC * 4) + f % NC * 4 + quarter) * 8 + rest % 8;
-        *reinterpret_cast<unsigned*>(sh.made + at) = pack(c[k], c[k + 2]);
+    for (int i = 0; i < kPasses; i++) {
+      const int slot = first_slot + i * kStep;
+      if (i * kStep >= slots.num_slots) break;
+      const float cc[4] = {c[i].x, c[i].y, c[i].z, c[i].w}, ss[4] = {s[i].x, s[i].y, s[i].z, s[i].w};
+      float ra[4], rb[4], dot = 0.f;
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        ra[k] = (a[k] * cc[k] + b[k] * ss[k]) * scale;
+        rb[k] = (b[k] * cc[k] - a[k] * ss[k]) * scale;
+        dot += ra[k] * mean_a[k] + rb[k] * mean_b[k];
+      }
+#pragma unroll
+      for (int off = 1; off < kLanes; off <<= 1) dot += __shfl_xor_sync(kAll, dot, off);
+      if (slot < slots.num_slots && first_slot < kStep) {
+        const int f = slot * NC + column;
+        if (x == 0) sh.mean_score[f] = dot;
+        store(sh, f, x, ra);
+        store(sh, f, D / 8 + x, rb);
       }
     }
   }
-}
+
+  // Four channels are one thread's operand: group i belongs to t = i % 4 of step i / 4.
+  static __device__ __forceinline__ void store(Scratch<D>& sh, int f, int i, const float (&v)[4]) {
+    const int step = i / 4, at = (((f / 8) * (D / 32) + step / 2) * 32 + (f % 8) * 4 + i % 4) * 8 + step % 2 * 4;
+    *reinterpret_cast<uint2*>(sh.turned + at) = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
+  }
+};
+
+// q~ = inverse . q' for every slot and column; a warp makes 16 dims of them.
+template <int D, int NC> struct Maker {
+  static constexpr int kTiles = D / 16;
+  uint4 a[kTiles];
+
+  __device__ __forceinline__ void load(const uint4* frags) {
+    const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % kTiles;
+#pragma unroll
+    for (int i = 0; i < kTiles; i++) a[i] = __ldg(frags + (tile * kTiles + i) * 32 + lane);
+  }
+
+  __device__ __forceinline__ void make(Scratch<D>& sh, int num_slots) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, tile = warp % kTiles;
+    const int num_columns = num_slots * NC, dim = 16 * tile + 2 * g, quarter = dim / (D / 4), rest = dim % (D / 4);
+#pragma unroll 2
+    for (int n = warp / kTiles; n * 8 < num_columns; n += kWarps / kTiles) {
+      float c[2][4] = {};
+#pragma unroll
+      for (int u = 0; u < D / 32; u++) {
+        const uint4 b = *reinterpret_cast<const uint4*>(sh.turned + ((n * (D / 32) + u) * 32 + lane) * 8);
+        mma(c[0], a[2 * u].x, a[2 * u].y, a[2 * u].z, a[2 * u].w, b.x, b.y);
+        mma(c[1], a[2 * u + 1].x, a[2 * u + 1].y, a[2 * u + 1].z, a[2 * u + 1].w, b.z, b.w);
+      }
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const int f = n * 8 + 2 * t + k;
+        if (f < num_columns) {
+          const int at = f / NC * (NC * D) + (rest / 8 * (NC * 4) + f % NC * 4 + quarter) * 8 + rest % 8;
+          *reinterpret_cast<unsigned*>(sh.made + at) = pack(c[0][k] + c[1][k], c[0][k + 2] + c[1][k + 2]);
+        }
+      }
+    }
+  }
+};
 
 // One slot's queries in registers.
 template <int D, int NC> struct Queries {
@@ -366,37 +406,24 @@ template <int D, int NC> struct Queries {
   }
 };
 
-// What one column group of one row sees.
-struct View {
-  int start, last, num_pages, first_exact, pages0, pages1, end0, end1, min_pages;
+// np(i)
+__device__ __forceinline__ int pages_at(int position, int window) { return max(0, (position + 1 - window) / kPage); }
 
-  __device__ __forceinline__ View(const Params& p, int start, int first_column, int t) : start(start) {
-    last = start + p.new_len - 1;
-    num_pages = pages_at(p, last);
-    min_pages = pages_at(p, start);
-    first_exact = min_pages * kPage;
-    end0 = start + (first_column + 2 * t) % p.new_len;
-    end1 = start + (first_column + 2 * t + 1) % p.new_len;
-    pages0 = pages_at(p, end0);
-    pages1 = pages_at(p, end1);
-  }
-  // np(i)
-  static __device__ __forceinline__ int pages_at(const Params& p, int position) {
-    return max(0, (position + 1 - p.window) / kPage);
-  }
-};
-
-// Attention over 16 exact tokens: tile e of the sinks, or of the ring from first_exact on.
-template <int D, int NC>
-__device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>& q, const Params& p, const View& view,
-                                           int first, bool sinks, const __half* keys, const __half* values) {
+// Attention over the 16 exact tokens from position `first` on: sinks, or the ring.
+template <int D, int NC, int L>
+__device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>& q, const Params& p, const Row& row,
+                                           int first_column, int first, bool sinks, const __half* keys,
+                                           const __half* values) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, run = reverse3(g);
-  auto slot = [&](int position) {
-    return sinks ? min(position, p.num_sinks - 1) : min(position, view.last) % p.ring_slots;
+  const int first_slot = first % p.ring_slots, last = row.start + L - 1;
+  auto slot = [&](int i) {  // of token first + i
+    if (sinks) return min(first + i, p.num_sinks - 1);
+    const int s = first_slot + min(i, last - first);
+    return s >= p.ring_slots ? s - p.ring_slots : s;
   };
   float s[1][4] = {{q.mean0, q.mean1, q.mean0, q.mean1}};
-  const uint4* k0 = reinterpret_cast<const uint4*>(keys + slot(first + g) * D + t * (D / 4));
-  const uint4* k1 = reinterpret_cast<const uint4*>(keys + slot(first + g + 8) * D + t * (D / 4));
+  const uint4* k0 = reinterpret_cast<const uint4*>(keys + slot(g) * D + t * (D / 4));
+  const uint4* k1 = reinterpret_cast<const uint4*>(keys + slot(g + 8) * D + t * (D / 4));
 #pragma unroll
   for (int u = 0; u < D / 32; u++) {
     const uint4 a = k0[u], b = k1[u];
@@ -405,18 +432,18 @@ __device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const int j = first + g + (i / 2) * 8, end = i % 2 ? view.end1 : view.end0;
-    const int begin = max(p.num_sinks, (i % 2 ? view.pages1 : view.pages0) * kPage);
+    const int j = first + g + (i / 2) * 8, end = row.start + (first_column + 2 * t + i % 2) % L;
+    const int begin = max(p.num_sinks, pages_at(end, p.window) * kPage);
     if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
   }
   state.raise(s);
   unsigned w[2];
   state.weigh(s[0], w);
-  const int at = run * (D / 8), j = first + 2 * t;
-  const uint4* v0 = reinterpret_cast<const uint4*>(values + slot(j) * D + at);
-  const uint4* v1 = reinterpret_cast<const uint4*>(values + slot(j + 1) * D + at);
-  const uint4* v2 = reinterpret_cast<const uint4*>(values + slot(j + 8) * D + at);
-  const uint4* v3 = reinterpret_cast<const uint4*>(values + slot(j + 9) * D + at);
+  const int at = run * (D / 8);
+  const uint4* v0 = reinterpret_cast<const uint4*>(values + slot(2 * t) * D + at);
+  const uint4* v1 = reinterpret_cast<const uint4*>(values + slot(2 * t + 1) * D + at);
+  const uint4* v2 = reinterpret_cast<const uint4*>(values + slot(2 * t + 8) * D + at);
+  const uint4* v3 = reinterpret_cast<const uint4*>(values + slot(2 * t + 9) * D + at);
 #pragma unroll
   for (int u = 0; u < D / 64; u++) {
     const uint4 a = v0[u], b = v1[u], c = v2[u], e = v3[u];
@@ -436,16 +463,16 @@ struct Share {
     count = begin + n * (warp + 1) / kWarps - first;
     units = 0;
     if (lane < count) {
-      const unsigned page = table[first + lane], slab = page / (unsigned)p.pages_per_slab;
-      units = slab * (unsigned)p.slab_units + (page - slab * p.pages_per_slab) * (unsigned)p.page_units + p.layer_units +
-              head * head_units;
+      const unsigned page = table[first + lane], slab = divide(page, p.slab_magic);
+      units = slab * p.slab_units + (page - slab * p.pages_per_slab) * p.page_units + p.layer_units + head * head_units;
     }
   }
   // Ask for the first pages early, without holding registers for them.
-  __device__ __forceinline__ void prefetch(const unsigned char* pool, int head_bytes) const {
+  __device__ __forceinline__ void fetch(const unsigned char* pool, int head_bytes) const {
+    const int lane = threadIdx.x % 32;
     for (int i = 0; i < min(count, 2); i++) {
-      const unsigned char* at = reinterpret_cast<const unsigned char*>(page(pool, i)) + threadIdx.x % 32 * 112;
-      if (threadIdx.x % 32 * 128 < head_bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+      const unsigned char* at = pool + (size_t)__shfl_sync(kAll, units, i) * 64;
+      for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128) prefetch(at + byte);
     }
   }
   __device__ __forceinline__ const uint4* page(const unsigned char* pool, int i) const {
@@ -475,30 +502,35 @@ template <int units> struct Stream {
   }
 };
 
-// Merges the warps' states; leaves the block's sums [NC][D] in `sums` and (max, sum) in `stats`.
-template <int D, int NC>
-__device__ __forceinline__ void merge_warps(State<D>& st, unsigned char* smem, float*& sums, float*& stats) {
+// Shared memory of the merge, where the tables were.
+struct Merge {
+  float warps[kWarps * 8 * 128];   // every warp's sums [warp][column][D]; then the products of write_out
+  float warp_stats[kWarps * 8 * 2];  // (max, sum) [warp][column]
+  float sums[8 * 128];             // [column][D]
+  float stats[8 * 2];              // (max, sum) [column]
+  float parts[1024];               // sums over parts of the splits
+  float weights[kMaxSplits * 8];   // [split][column]
+};
+
+// Merges the warps' states into sh.sums and sh.stats.
+template <int D, int NC> __device__ __forceinline__ void merge_warps(State<D>& st, Merge& sh) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, run = reverse3(g);
 #pragma unroll
   for (int off = 4; off < 32; off <<= 1) {
     st.sum0 += __shfl_xor_sync(kAll, st.sum0, off);
     st.sum1 += __shfl_xor_sync(kAll, st.sum1, off);
   }
-  float* all = reinterpret_cast<float*>(smem);
-  float* all_stats = all + kWarps * NC * D;
-  sums = all_stats + kWarps * NC * 2;
-  stats = sums + NC * D;
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < 2; k++) {
     if (2 * t + k < NC) {
-      float* to = all + (warp * NC + 2 * t + k) * D + run * (D / 8);
+      float* to = sh.warps + (warp * NC + 2 * t + k) * D + run * (D / 8);
 #pragma unroll
       for (int i = 0; i < D / 16; i += 2)
         *reinterpret_cast<float4*>(to + 2 * i) = make_float4(st.o[i][k], st.o[i][k + 2], st.o[i + 1][k], st.o[i + 1][k + 2]);
       if (g == 0) {
-        all_stats[(warp * NC + 2 * t + k) * 2] = k ? st.max1 : st.max0;
-        all_stats[(warp * NC + 2 * t + k) * 2 + 1] = k ? st.sum1 : st.sum0;
+        sh.warp_stats[(warp * NC + 2 * t + k) * 2] = k ? st.max1 : st.max0;
+        sh.warp_stats[(warp * NC + 2 * t + k) * 2 + 1] = k ? st.sum1 : st.sum0;
       }
     }
   }
@@ -507,124 +539,154 @@ __device__ __forceinline__ void merge_warps(State<D>& st, unsigned char* smem, f
     const int c = i / D;
     float top = kNothingYet, total = 0.f, value = 0.f;
 #pragma unroll
-    for (int w = 0; w < kWarps; w++) top = fmaxf(top, all_stats[(w * NC + c) * 2]);
+    for (int w = 0; w < kWarps; w++) top = fmaxf(top, sh.warp_stats[(w * NC + c) * 2]);
 #pragma unroll
     for (int w = 0; w < kWarps; w++) {
-      const float r = ex2(all_stats[(w * NC + c) * 2] - top);
-      total += r * all_stats[(w * NC + c) * 2 + 1];
-      value += r * all[(w * NC + c) * D + i % D];
+      const float r = ex2(sh.warp_stats[(w * NC + c) * 2] - top);
+      total += r * sh.warp_stats[(w * NC + c) * 2 + 1];
+      value += r * sh.warps[(w * NC + c) * D + i % D];
     }
-    sums[i] = value;
+    sh.sums[i] = value;
     if (i % D == 0) {
-      stats[c * 2] = top;
-      stats[c * 2 + 1] = total;
+      sh.stats[c * 2] = top;
+      sh.stats[c * 2 + 1] = total;
     }
   }
   __syncthreads();
 }
 
-// Merges the splits of a pair into `sums` and `stats`; `weights` holds NC floats per split.
+// Merges a pair's splits into sh.sums and sh.stats.
 template <int D, int NC>
-__device__ __forceinline__ void merge_splits(float* sums, float* stats, float* weights, const float* partial,
-                                             const float* split_stats, int splits) {
+__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits) {
+  constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads;
   const int c = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (c < NC) {
-    float top = kNothingYet, total = 0.f;
-    for (int s = lane; s < splits; s += 32) top = fmaxf(top, __ldcg(split_stats + (s * NC + c) * 2));
+    float2 mine = make_float2(kNothingYet, 0.f);
+    if (lane < splits) mine = __ldcg(split_stats + lane * NC + c);
+    float top = mine.x;
+    for (int s = lane + 32; s < splits; s += 32) top = fmaxf(top, __ldcg(split_stats + s * NC + c).x);
 #pragma unroll
     for (int off = 1; off < 32; off <<= 1) top = fmaxf(top, __shfl_xor_sync(kAll, top, off));
+    float total = 0.f;
     for (int s = lane; s < splits; s += 32) {
-      const float2 v = __ldcg(reinterpret_cast<const float2*>(split_stats) + s * NC + c);
+      const float2 v = s == lane ? mine : __ldcg(split_stats + s * NC + c);
       const float r = ex2(v.x - top);
       total += r * v.y;
-      weights[s * NC + c] = r;
+      sh.weights[s * NC + c] = r;
     }
 #pragma unroll
     for (int off = 1; off < 32; off <<= 1) total += __shfl_xor_sync(kAll, total, off);
-    if (lane == 0) stats[c * 2 + 1] = total;
+    if (lane == 0) sh.stats[c * 2 + 1] = total;
   }
   __syncthreads();
-  for (int i = threadIdx.x * 2; i < NC * D; i += kThreads * 2) {
-    const int c = i / D;
-    float2 value = make_float2(0.f, 0.f);
+  const int quad = threadIdx.x % kQuads, part = threadIdx.x / kQuads;
+  if (part < kParts) {
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 8
-    for (int s = 0; s < splits; s++) {
-      const float2 v = __ldcg(reinterpret_cast<const float2*>(partial + (size_t)s * NC * D + i));
-      const float r = weights[s * NC + c];
-      value.x += r * v.x;
-      value.y += r * v.y;
+    for (int s = part; s < splits; s += kParts) {
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(partial + (size_t)s * NC * D) + quad);
+      const float r = sh.weights[s * NC + quad / (D / 4)];
+      sum.x += r * v.x;
+      sum.y += r * v.y;
+      sum.z += r * v.z;
+      sum.w += r * v.w;
     }
-    sums[i] = value.x;
-    sums[i + 1] = value.y;
+    *reinterpret_cast<float4*>(sh.parts + (part * kQuads + quad) * 4) = sum;
   }
   __syncthreads();
-}
-
-// out = sums / total . inverse + mean
-template <typename T, int D, int NC>
-__device__ __forceinline__ void write_out(T* out, const float* sums, const float* stats, float* scratch,
-                                          const float* inverse, const float* mean, int num_columns) {
-  constexpr int kParts = kThreads / D, kRows = D / kParts;
-  const int dim = threadIdx.x % D, part = threadIdx.x / D;
-  float acc[NC];
-#pragma unroll
-  for (int c = 0; c < NC; c++) acc[c] = 0.f;
-#pragma unroll 16
-  for (int i = part * kRows; i < (part + 1) * kRows; i++) {
-    const float w = __ldg(inverse + i * D + dim);
-#pragma unroll
-    for (int c = 0; c < NC; c++) acc[c] += sums[c * D + i] * w;
-  }
-#pragma unroll
-  for (int c = 0; c < NC; c++) scratch[(part * NC + c) * D + dim] = acc[c];
-  __syncthreads();
-  for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
+  for (int i = threadIdx.x; i < NC * D; i += kThreads) {
     float v = 0.f;
 #pragma unroll
-    for (int k = 0; k < kParts; k++) v += scratch[k * NC * D + i];
-    out[i] = from_float<T>(v / stats[i / D * 2 + 1] + mean[i % D]);
+    for (int k = 0; k < kParts; k++) v += sh.parts[k * NC * D + i];
+    sh.sums[i] = v;
   }
+  __syncthreads();
 }
 
-template <typename T, int D, int KD, int VD, int KG, int VG, int NC, bool PERM>
+// out = sums / total . inverse + mean. A thread multiplies 4 output dims with its part of the rows.
+template <typename T, int D, int NC> struct Writer {
+  static constexpr int kLanes = D / 4, kParts = kThreads / kLanes, kRows = D / kParts;
+  float4 w[kRows];
+
+  __device__ __forceinline__ void load(const float* inverse) {
+    const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+#pragma unroll
+    for (int i = 0; i < kRows; i++) w[i] = __ldg(reinterpret_cast<const float4*>(inverse + (part * kRows + i) * D) + x);
+  }
+
+  __device__ __forceinline__ void write(T* out, Merge& sh, const float* mean, int num_columns) const {
+    const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+#pragma unroll
+    for (int c = 0; c < NC; c++) {
+      float4 acc = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
+        const float v = sh.sums[c * D + part * kRows + i];
+        acc.x += v * w[i].x;
+        acc.y += v * w[i].y;
+        acc.z += v * w[i].z;
+        acc.w += v * w[i].w;
+      }
+      *reinterpret_cast<float4*>(sh.warps + (part * NC + c) * D + 4 * x) = acc;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
+      float v = 0.f;
+#pragma unroll
+      for (int k = 0; k < kParts; k++) v += sh.warps[k * NC * D + i];
+      out[i] = from_float<T>(v / sh.stats[i / D * 2 + 1] + mean[i % D]);
+    }
+  }
+};
+
+template <typename T, int D, int KD, int VD, int KG, int VG, int HKV, int GQA, int L, bool PERM>
 __device__ __forceinline__ void attend(const T* queries, const unsigned char* pool, const int* page_table,
                                        const __half* ring_keys, const __half* ring_values, const __half* sink_keys,
                                        const __half* sink_values, const __half* key_tables, const __half* value_tables,
                                        const __half* query_frags, const float* key_mean, const int* channels,
                                        const float* trig, const float* value_inverse, const float* value_mean,
-                                       const int* starts, const int* params, int* tickets, T* out, float* partial,
+                                       const int* rows, const int* params, int* tickets, T* out, float* partial,
                                        float* split_stats) {
+  constexpr int kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
   constexpr int kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8, kHeadUnits = D / KD + D / VD;
   extern __shared__ __align__(1024) unsigned char smem[];
   Scratch<D>& sh = *reinterpret_cast<Scratch<D>*>(smem + kTableBytes);
   const Params& p = *reinterpret_cast<const Params*>(params);
   if (__cvta_generic_to_shared(smem) != kSharedBase) return;  // outputs stay unwritten: the self-test sees it
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int row = blockIdx.z, head = blockIdx.y % p.num_kv_heads, group = blockIdx.y / p.num_kv_heads;
-  const int all_columns = p.gqa_factor * p.new_len, first_column = group * 8;
-  const int num_columns = min(NC, all_columns - first_column);
-  const View view(p, starts[row], first_column, t);
-  const int total = view.num_pages + p.exact_pages, splits = (total + p.pages_per_split - 1) / p.pages_per_split;
+  const Row row = reinterpret_cast<const Row*>(rows)[blockIdx.z];
   const int split = blockIdx.x;
-  if (split >= splits) return;
-  const bool has_exact = split == splits - 1;
-  const int begin = min(split * p.pages_per_split, view.num_pages);
-  const int end = has_exact ? view.num_pages : min(begin + p.pages_per_split, view.num_pages);
-  const int bucket_len = p.bucket_pages * kPage, exact_bucket = view.first_exact / bucket_len;
-  const int exact_slots = 2 + view.last / bucket_len - exact_bucket;  // the sinks' and those of the ring
+  if (split >= row.splits) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int head = blockIdx.y % HKV, first_column = blockIdx.y / HKV * 8, num_columns = min(NC, kColumns - first_column);
+  const size_t row_head = (size_t)blockIdx.z * HKV + head, query_offset = (row_head * kColumns + first_column) * D;
+  const int num_sinks = p.num_sinks, bucket_pages = p.bucket_pages;
+  const bool has_exact = split == row.splits - 1;
+  const int begin = min(split * p.pages_per_split, row.num_pages);
+  const int end = has_exact ? row.num_pages : min(begin + p.pages_per_split, row.num_pages);
+  const int bucket0 = divide(begin, p.bucket_magic), first_exact = row.min_pages * kPage;
   // Buckets whose queries fit at once; no warp's share of their pages may exceed 32.
-  const int page_slots = min(kQueryCols / NC - exact_slots, 32 * kWarps / p.bucket_pages);
-  const int bucket0 = begin / p.bucket_pages;
-  const int* table = page_table + (size_t)row * p.max_pages;
-  const size_t query_offset = ((size_t)(row * p.num_kv_heads + head) * all_columns + first_column) * D;
+  const int page_slots = min(kQueryCols / NC - row.exact_slots, bucket_pages > 8 ? 32 * kWarps / bucket_pages : 32);
+  const int* table = page_table + (size_t)blockIdx.z * p.max_pages;
+  const auto round_end = [&](int round) { return min(end, (bucket0 + (round + 1) * page_slots) * bucket_pages); };
+  const uint4* frags = reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32;
 
-  const auto round_end = [&](int round) { return min(end, (bucket0 + (round + 1) * page_slots) * p.bucket_pages); };
   Share share(p, table, kHeadUnits, head, begin, round_end(0));
-  share.prefetch(pool, kHeadUnits * 64);
+  share.fetch(pool, kHeadUnits * 64);
   fill_tables<KD, KG, false>(smem, key_tables + (size_t)head * KG * 256 * KD);
   fill_tables<VD, VG, true>(smem, value_tables + (size_t)head * VG * 256 * VD);
-  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = View::pages_at(p, view.start + (first_column + threadIdx.x) % p.new_len);
+  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
   const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
+  if (has_exact) {  // the last split is the slowest to start: ask for what only it reads
+    const int num_exact = row.start + L - first_exact;
+    for (int i = threadIdx.x; i < num_exact * (D / 64); i += kThreads) {
+      const size_t at = (row_head * p.ring_slots + (first_exact + i / (D / 64)) % p.ring_slots) * D + i % (D / 64) * 64;
+      prefetch(ring_keys + at);
+      prefetch(ring_values + at);
+    }
+  }
+  if (split == 0) {
+    for (int i = threadIdx.x; i < D * D / 32; i += kThreads) prefetch(value_inverse + (size_t)head * D * D + i * 32);
+  }
 
   State<D> state;
   state.clear();
@@ -633,41 +695,42 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     const int to = round_end(round);
     Slots slots;
     slots.first_bucket = bucket0 + round * page_slots;
-    slots.num_page_slots = to > from ? (to + p.bucket_pages - 1) / p.bucket_pages - slots.first_bucket : 0;
-    slots.num_slots = slots.num_page_slots + (to == end && has_exact ? exact_slots : 0);
-    slots.exact_bucket = exact_bucket;
+    slots.num_page_slots = to > from ? divide(to + bucket_pages - 1, p.bucket_magic) - slots.first_bucket : 0;
+    slots.num_slots = slots.num_page_slots + (to == end && has_exact ? row.exact_slots : 0);
+    slots.exact_bucket = row.exact_bucket;
     if (round) {
       share = Share(p, table, kHeadUnits, head, from, to);
-      share.prefetch(pool, kHeadUnits * 64);
+      share.fetch(pool, kHeadUnits * 64);
       __syncthreads();
     }
-    turn_queries<T, D, NC, PERM>(sh, slots, queries + query_offset, num_columns, key_mean + head * D, channels, trig,
-                                 p.scale);
-    __syncthreads();
-    make_queries<D, NC>(sh, slots, reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32);
-    __syncthreads();
-
-    if (to == end && has_exact) {
-      const int sink_tiles = (p.num_sinks + 15) / 16, ring_tiles = (view.last - view.first_exact) / 16 + 1;
-      const size_t ring = (size_t)(row * p.num_kv_heads + head) * p.ring_slots * D;
-      const size_t sink = (size_t)(row * p.num_kv_heads + head) * p.num_sinks * D;
-      for (int i = warp; i < sink_tiles + ring_tiles; i += kWarps) {
-        const bool sinks = i < sink_tiles;
-        const int first = sinks ? i * 16 : view.first_exact + (i - sink_tiles) * 16;
-        q.load(sh, slots.num_page_slots + (sinks ? 0 : 1 + first / bucket_len - exact_bucket));
-        exact_tile<D, NC>(state, q, p, view, first, sinks, sinks ? sink_keys + sink : ring_keys + ring,
-                          sinks ? sink_values + sink : ring_values + ring);
-      }
+    {
+      const Turner<T, D, NC, PERM> turner(queries + query_offset, key_mean + head * D, channels, num_columns);
+      turner.turn(sh, slots, trig, p.scale);
+      Maker<D, NC> maker;
+      maker.load(frags);
+      __syncthreads();
+      maker.make(sh, slots.num_slots);
+      __syncthreads();
     }
 
     Stream<kKeyUnits + kValueUnits> codes;
     const uint4* page = share.page(pool, 0);
+    if (to == end && has_exact) {
+      const int sink_tiles = (num_sinks + 15) / 16, ring_tiles = (row.start + L - 1 - first_exact) / 16 + 1;
+      for (int i = warp; i < sink_tiles + ring_tiles; i += kWarps) {
+        const bool sinks = i < sink_tiles;
+        const int first = sinks ? i * 16 : first_exact + (i - sink_tiles) * 16;
+        q.load(sh, slots.num_page_slots +
+                       (sinks ? 0 : 1 + divide(first / kPage, p.bucket_magic) - row.exact_bucket));
+        exact_tile<D, NC, L>(state, q, p, row, first_column, first, sinks,
+                             sinks ? sink_keys + row_head * num_sinks * D : ring_keys + row_head * p.ring_slots * D,
+                             sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
+      }
+    }
     if (share.count > 0) codes.start(page);
-    const int min_pages = view.min_pages;
-    const int bucket_pages = p.bucket_pages;
-    int slot = share.first / bucket_pages - slots.first_bucket;
-    if (share.count > 0) q.load(sh, slot);
+    int slot = divide(share.first, p.bucket_magic) - slots.first_bucket;
     int in_bucket = (slot + slots.first_bucket + 1) * bucket_pages - share.first;  // pages left in the bucket
+    if (share.count > 0) q.load(sh, slot);
     for (int i = 0; i < share.count; i++) {
       if (in_bucket-- == 0) {
         q.load(sh, ++slot);
@@ -684,8 +747,8 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
 #pragma unroll
       for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
       const int at = share.first + i;
-      if (at == 0 || at >= min_pages) {
-        const int first = at == 0 ? p.num_sinks : 0;
+      if (at == 0 || at >= row.min_pages) {
+        const int first = at == 0 ? num_sinks : 0;
         const bool seen[2] = {at < sh.pages_seen[2 * t], at < sh.pages_seen[2 * t + 1]};
 #pragma unroll
         for (int tile = 0; tile < 4; tile++)
@@ -706,25 +769,29 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     from = to;
   }
 
-  float *sums, *stats;
-  merge_warps<D, NC>(state, smem, sums, stats);
-  if (splits > 1) {
-    const int pair = row * gridDim.y + blockIdx.y;
+  Merge& merged = *reinterpret_cast<Merge*>(smem);
+  Writer<T, D, NC> writer;
+  merge_warps<D, NC>(state, merged);
+  if (row.splits > 1) {
+    const int pair = blockIdx.z * gridDim.y + blockIdx.y;
     const size_t base = (size_t)pair * gridDim.x;
-    for (int i = threadIdx.x; i < NC * D; i += kThreads) partial[(base + split) * NC * D + i] = sums[i];
-    if (threadIdx.x < NC * 2) split_stats[(base + split) * NC * 2 + threadIdx.x] = stats[threadIdx.x];
+    if (threadIdx.x < NC * D / 4)
+      reinterpret_cast<float4*>(partial + (base + split) * NC * D)[threadIdx.x] =
+          reinterpret_cast<const float4*>(merged.sums)[threadIdx.x];
+    if (threadIdx.x < NC * 2) split_stats[(base + split) * NC * 2 + threadIdx.x] = merged.stats[threadIdx.x];
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) sh.flag = atomicAdd(tickets + pair, 1) == splits - 1;
+    if (threadIdx.x == 0) sh.flag = atomicAdd(tickets + pair, 1) == row.splits - 1;
     __syncthreads();
     if (!sh.flag) return;
     __threadfence();
     if (threadIdx.x == 0) tickets[pair] = 0;
-    merge_splits<D, NC>(sums, stats, reinterpret_cast<float*>(smem), partial + base * NC * D, split_stats + base * NC * 2,
-                        splits);
+    writer.load(value_inverse + (size_t)head * D * D);
+    merge_splits<D, NC>(merged, partial + base * NC * D, reinterpret_cast<const float2*>(split_stats) + base * NC, row.splits);
+  } else {
+    writer.load(value_inverse + (size_t)head * D * D);
   }
-  write_out<T, D, NC>(out + query_offset, sums, stats, reinterpret_cast<float*>(smem),
-                      value_inverse + (size_t)head * D * D, value_mean + head * D, num_columns);
+  writer.write(out + query_offset, merged, value_mean + head * D, num_columns);
 }
 
 }  // namespace vecinfer_mma

@@ -24,7 +24,7 @@ from quant_core.spec import PAGE_SIZE, WindowSpec
 RESIDENT_BLOCKS = 264
 HEAD_DIMS = (64, 128)
 NUM_THREADS = 256
-_MAX_COLUMNS = 8
+_MAX_COLUMNS, _MAX_SPLITS = 8, 512
 _TABLE_BYTES = 65536
 _QUERY_COLS = 80
 _SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 64 for d in HEAD_DIMS}
@@ -35,12 +35,12 @@ _NUM_TICKETS = 64
 
 _INPUTS = (
     "queries", "pool", "page_table", "ring_keys", "ring_values", "sink_keys", "sink_values", "key_tables",
-    "value_tables", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "starts", "params",
+    "value_tables", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "rows", "params",
     "tickets",
 )  # fmt: skip
 _OUTPUTS = ("out", "partial", "split_stats")
 _BODY = (
-    "::vecinfer_mma::attend<T, D, KD, VD, KG, VG, NC, PERM>("
+    "::vecinfer_mma::attend<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM>("
     + ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in _INPUTS + _OUTPUTS)
     + ");"
 )
@@ -68,7 +68,7 @@ def plan_splits(pages: tuple[int, ...], blocks_per_split: int, resident: int = R
     """
     totals = [n + _EXACT_PAGES for n in pages]
     best: tuple[float, SplitPlan] | None = None
-    for splits in range(1, 2 + max(totals) // 8):
+    for splits in range(1, 2 + min(max(totals) // 8, _MAX_SPLITS - 1)):
         share = -(-max(totals) // splits)
         blocks = blocks_per_split * sum(-(-n // share) for n in totals)
         if best is not None and blocks > 4 * resident + blocks_per_split * len(pages):
@@ -134,9 +134,44 @@ def _trig(rotary: Rotary | None, head_dim: int, bucket_len: int, num_buckets: in
 
 @lru_cache(maxsize=1024)
 def _int32(values: tuple[int, ...]) -> mx.array:
-    array = mx.array(np.array(values, np.int32))
+    array = mx.array(np.array(values, np.uint32).view(np.int32))
     mx.eval(array)
     return array
+
+
+def _magic(divisor: int) -> int:
+    """See `divide` in the kernel."""
+    return 0 if divisor == 1 else -(-(2**32) // divisor)
+
+
+@lru_cache(maxsize=64)
+def _rows(
+    starts: tuple[int, ...], new_len: int, window: WindowSpec, blocks_per_split: int, resident: int
+) -> tuple[mx.array, SplitPlan]:
+    """struct Row of every row, and the launch's splits. The same for all layers of a step."""
+    pages = tuple(window.num_code_pages(s + new_len - 1) for s in starts)
+    plan = plan_splits(pages, blocks_per_split, resident)
+    table: list[int] = []
+    for start, num_pages in zip(starts, pages, strict=True):
+        min_pages = window.num_code_pages(start)
+        splits = -(-(num_pages + _EXACT_PAGES) // plan.pages_per_split)
+        bucket = min_pages * PAGE_SIZE // window.bucket_len
+        slots = 2 + (start + new_len - 1) // window.bucket_len - bucket
+        table += [start, min_pages, num_pages, splits, bucket, slots, 0, 0]
+    return _int32(tuple(table)), plan
+
+
+def _params(scale: float, plan: SplitPlan, codes: PagedCodes, window: WindowSpec) -> mx.array:
+    """struct Params."""
+    bucket_pages = window.bucket_len // PAGE_SIZE
+    return _int32(
+        (
+            window.window, window.num_sink_tokens, window.ring_slots, plan.pages_per_split, codes.page_table.shape[1],
+            bucket_pages, _magic(bucket_pages), _magic(codes.pages_per_slab), codes.pages_per_slab,
+            codes.pool.shape[1] // 64, codes.page_bytes // 64, codes.layer.offset // 64,
+            int(np.float32(scale * 1.4426950408889634).view(np.uint32)),
+        )
+    )  # fmt: skip
 
 
 class AttentionMma:
@@ -163,6 +198,7 @@ class AttentionMma:
             and (window.window + 72) // window.bucket_len <= 6
             and (codes.pool.shape[0] == 1 or codes.pool.shape[1] % 64 == 0)
             and codes.pool.size < 2**38
+            and codes.pool.shape[0] * codes.pages_per_slab**2 < 2**32
             and queries.dtype in (mx.float16, mx.bfloat16, mx.float32)
         )
 
@@ -178,21 +214,14 @@ class AttentionMma:
     ) -> mx.array:
         """See KernelBackend.vq_attention."""
         batch, num_heads, new_len, dim = queries.shape
-        hkv, layer = codec.num_kv_heads, codes.layer
-        columns = num_heads // hkv * new_len
+        hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
+        columns = gqa_factor * new_len
         groups = -(-columns // _MAX_COLUMNS)
-        pages = tuple(window.num_code_pages(s + new_len - 1) for s in starts)
-        plan = plan_splits(pages, hkv * groups, self._resident)
+        rows, plan = _rows(starts, new_len, window, hkv * groups, self._resident)
         pairs, shown = batch * hkv * groups, min(columns, _MAX_COLUMNS)
         num_buckets = 64
         while num_buckets * window.bucket_len < max(starts) + new_len:
             num_buckets *= 2
-        params = (
-            new_len, num_heads // hkv, window.window, window.num_sink_tokens, window.ring_slots,
-            window.bucket_len // PAGE_SIZE, plan.pages_per_split, _EXACT_PAGES, codes.page_table.shape[1],
-            codes.pages_per_slab, codes.pool.shape[1] // 64, codes.page_bytes // 64, layer.offset // 64, hkv,
-            int(np.float32(scale * 1.4426950408889634).view(np.int32)),
-        )  # fmt: skip
         prepared = _prepare(codec)
         sinks = window.num_sink_tokens > 0
         keys, values = codec.keys.spec.sections[0], codec.values.spec.sections[0]
@@ -203,11 +232,12 @@ class AttentionMma:
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
                 codec.keys.codebooks[0], codec.values.codebooks[0], prepared.query_frags, prepared.key_mean,
                 prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), codec.values.inverse,
-                codec.values.mean, _int32(starts), _int32(params), self._next_tickets(pairs),
+                codec.values.mean, rows, _params(scale, plan, codes, window), self._next_tickets(pairs),
             ],
             template=[
                 ("T", queries.dtype), ("D", dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
-                ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("NC", shown), ("PERM", prepared.permuted),
+                ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("HKV", hkv), ("GQA", gqa_factor),
+                ("L", new_len), ("PERM", prepared.permuted),
             ],
             grid=(plan.num_splits * NUM_THREADS, hkv * groups, batch),
             threadgroup=(NUM_THREADS, 1, 1),
