@@ -1,105 +1,146 @@
-"""What an artifact's manifest.json says, and the codec's geometry to and from JSON."""
+"""What is written beside an artifact's arrays: identity, geometry, checksums, report."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from quant_core.codec import LayerCodec, ModelCodec
-from quant_core.errors import ArtifactError
-from quant_core.spec import Section, VQSpec, WindowSpec
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
 
-# Raised whenever codes written by an older version would be read differently.
+from quant_core.codec import LayerCodec
+from quant_core.errors import ArtifactError
+from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
+
+FORMAT = "vecinfer-artifact"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+_HASHED_BYTES_PER_ARRAY = 4096
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One stored artifact.
+    """The JSON beside an artifact's arrays.
 
     Attributes:
-        artifact_id: content hash; also the folder's name.
-        format_version: of this file and of the codes.
-        fingerprint: of the model it was fitted for.
-        created_at: UTC, ISO 8601.
-        versions: mlx and mlx-lm that fitted it.
-        sha256: of the arrays' file.
-        window: WindowSpec fields.
-        layers: per packed layer index its geometry, see `layer_geometry`.
-        info: bits, transform, fit text: for people.
-        report: the evaluation it passed.
+        artifact_id: hash of the codec's contents.
+        fingerprint: of the model it was fitted on.
+        format_version: of this layout on disk.
+        created_at: seconds since the epoch.
+        window: exact window, sinks and bucket length.
+        layers: per layer index (as a string), specs and rotary embedding.
+        checksums: per file of the artifact, its bytes and SHA-256.
+        table_bytes: bytes of means, transforms and tables in memory.
+        info: bits, transforms, seed and versions of the fit.
+        report: the evaluation.
     """
 
     artifact_id: str
-    format_version: int
     fingerprint: str
-    created_at: str
-    versions: dict[str, str]
-    sha256: str
+    format_version: int
+    created_at: float
     window: dict[str, int]
-    layers: dict[str, dict[str, Any]]
+    layers: dict[str, Any]
+    checksums: dict[str, dict[str, Any]]
+    table_bytes: int
     info: dict[str, Any]
     report: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return dataclasses.asdict(self)
+    def to_json(self) -> str:
+        """Text of manifest.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read manifest.json.
+
+        Raises:
+            ArtifactError: corrupt, or of another format version.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise ArtifactError(f"{where} is not a {FORMAT}")
+            if data["format_version"] != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"artifact {where} has format version {data['format_version']} and this program reads "
+                    f"{FORMAT_VERSION}; use the program version that wrote it, or calibrate again"
+                )
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"artifact {where} is corrupted: its manifest cannot be read ({error}); delete it and calibrate again"
+            ) from error
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`.
-
-    Raises:
-        ArtifactError: missing, unreadable, incomplete, or of another format version.
-    """
-    remedy = "delete the artifact and calibrate again"
-    try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(
-            f"artifact {folder.name} is corrupted: its manifest cannot be read ({error}); {remedy}"
-        ) from error
-    if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
-        found = data.get("format_version") if isinstance(data, dict) else None
-        raise ArtifactError(
-            f"artifact {folder.name} is of format version {found}, this program reads {FORMAT_VERSION}; calibrate again"
-        )
-    names = {f.name for f in dataclasses.fields(Manifest)}
-    if set(data) != names:
-        raise ArtifactError(
-            f"artifact {folder.name} is corrupted: its manifest lacks or adds {set(data) ^ names}; {remedy}"
-        )
-    return Manifest(**data)
-
-
-def layer_geometry(layer: LayerCodec) -> dict[str, Any]:
-    """What the arrays alone do not say."""
+def layer_manifest(layer: LayerCodec) -> dict[str, Any]:
+    """Specs and rotary embedding of one layer as plain types; frequencies keep every bit."""
     rotary = layer.rotary
     return {
-        "keys": [dataclasses.asdict(s) for s in layer.keys.spec.sections],
-        "values": [dataclasses.asdict(s) for s in layer.values.spec.sections],
-        "rotary": None if rotary is None else {"head_dim": rotary.head_dim, "traditional": rotary.traditional},
+        "keys": asdict(layer.keys.spec),
+        "values": asdict(layer.values.spec),
+        "num_kv_heads": layer.num_kv_heads,
+        "rotary": None
+        if rotary is None
+        else {
+            "head_dim": rotary.head_dim,
+            "inv_freq": [f.hex() for f in rotary.inv_freq.tolist()],
+            "traditional": rotary.traditional,
+        },
     }
 
 
-def spec_of(head_dim: int, sections: list[dict[str, int]]) -> VQSpec:
-    """The VQSpec of stored sections."""
-    return VQSpec(head_dim, tuple(Section(**s) for s in sections))
+def layer_arrays(layers: dict[int, LayerCodec]) -> Iterator[tuple[str, mx.array]]:
+    """Every array of a codec under its name in the safetensors file."""
+    for index in sorted(layers):
+        for kind, codec in (("keys", layers[index].keys), ("values", layers[index].values)):
+            prefix = f"layers.{index}.{kind}"
+            yield f"{prefix}.mean", codec.mean
+            yield f"{prefix}.transform", codec.transform
+            yield f"{prefix}.inverse", codec.inverse
+            for s, table in enumerate(codec.codebooks):
+                yield f"{prefix}.codebook.{s}", table
 
 
-def window_of(manifest: Manifest) -> WindowSpec:
-    """The stored WindowSpec."""
-    return WindowSpec(**manifest.window)
-
-
-def geometry(codec: ModelCodec) -> dict[str, Any]:
-    """Window and layers as JSON, part of the content hash."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "window": dataclasses.asdict(codec.window),
-        "layers": {str(i): layer_geometry(codec.layers[i]) for i in sorted(codec.layers)},
+def content_id(layers: dict[int, LayerCodec], window: WindowSpec) -> str:
+    """Name of a codec by its contents: equal arrays, specs and windows give equal names."""
+    digest = hashlib.sha256()
+    header = {
+        "version": FORMAT_VERSION,
+        "page_size": PAGE_SIZE,
+        "num_centroids": NUM_CENTROIDS,
+        "window": asdict(window),
+        "layers": {str(i): layer_manifest(layers[i]) for i in sorted(layers)},
     }
+    digest.update(json.dumps(header, sort_keys=True).encode())
+    for name, array in layer_arrays(layers):
+        digest.update(name.encode())
+        digest.update(np.array(array).tobytes())
+    return f"vq-{digest.hexdigest()[:20]}"
+
+
+def spec_from(data: dict[str, Any]) -> VQSpec:
+    """A VQSpec out of a manifest."""
+    return VQSpec(data["head_dim"], tuple(Section(**s) for s in data["sections"]))
+
+
+def model_fingerprint(model: Any) -> str:
+    """What tells one model's weights from another's: class, names, shapes, types and a sample of every array.
+
+    Reads at most 4 KB of each array, spread over it, so that it takes little time on large models.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, array in sorted(tree_flatten(model.parameters())):
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(_sampled_bytes(array))
+    return digest.hexdigest()[:24]
+
+
+def _sampled_bytes(array: mx.array) -> bytes:
+    flat = array.reshape(-1)
+    stride = max(1, flat.size * array.itemsize // _HASHED_BYTES_PER_ARRAY)
+    sample = mx.contiguous(flat[::stride]).view(mx.uint8) if flat.size else mx.zeros((0,), mx.uint8)
+    return np.array(sample).tobytes()

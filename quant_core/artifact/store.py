@@ -1,213 +1,252 @@
-"""Codecs on disk: a folder per artifact, written whole or not at all."""
+"""Artifacts on disk: one folder each, written whole or not at all.
+
+root/artifacts/<id>/manifest.json, codec.safetensors
+root/artifacts/active.json          fingerprint -> id
+root/artifacts/.new-*               a write that was cut off; removed at the next one
+"""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
-import uuid
-from importlib.metadata import version
+import tempfile
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from quant_core.artifact.manifest import MANIFEST, Manifest, geometry, read_manifest, spec_of, window_of
+from quant_core.artifact.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    content_id,
+    layer_arrays,
+    layer_manifest,
+    model_fingerprint,
+    spec_from,
+)
 from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
-from quant_core.errors import ArtifactError, SpecError
+from quant_core.errors import ArtifactError, QuantError
 from quant_core.rotary import Rotary
+from quant_core.spec import WindowSpec
 
-ARRAYS = "codec.safetensors"
-_ACTIVE = "active.json"
-_SCRATCH = ".new-"
-_SAMPLED_ELEMENTS = 64
+__all__ = ["ArtifactStore", "Manifest", "model_fingerprint"]
 
-Array = np.ndarray[Any, Any]
+_ARRAYS, _MANIFEST, _ACTIVE, _SCRATCH = "codec.safetensors", "manifest.json", "active.json", ".new-"
+_LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# A cut-off write is removed only when it is this old: another process may be at it.
+_STALE_S = 3600.0
 
 
 class ArtifactStore:
-    """Artifacts of all models below `root`; another process may read and write it at the same time."""
+    """Codecs of all models in one folder. Safe against kill -9 at any moment; two processes may share it."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._folder = root / "artifacts"
 
     def put(self, codec: ModelCodec, report: dict[str, Any], fingerprint: str) -> str:
-        """Store a codec; returns its id, a hash of its contents. Nothing is left behind when the process is killed.
-
-        Raises:
-            OSError: the disk is full or not writable.
-        """
-        arrays = _to_arrays(codec)
-        shape = geometry(codec)
-        artifact_id = _content_hash(arrays, shape, fingerprint)
-        folder = self._root / artifact_id
-        if folder.exists():
-            return artifact_id
-        data = save(arrays)
-        manifest = Manifest(
-            artifact_id=artifact_id,
-            fingerprint=fingerprint,
-            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            versions={name: version(name) for name in ("mlx", "mlx-lm")},
-            sha256=hashlib.sha256(data).hexdigest(),
-            info=codec.info,
-            report=report,
-            **shape,
-        )
-        self._root.mkdir(parents=True, exist_ok=True)
-        scratch = self._root / f"{_SCRATCH}{uuid.uuid4().hex}"
-        scratch.mkdir()
+        """Store a codec; returns its id, the hash of its contents. Storing the same codec again is free."""
+        artifact_id = content_id(codec.layers, codec.window)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_stale()
+        target = self._folder / artifact_id
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._folder))
         try:
-            _write(scratch / ARRAYS, data)
-            _write(scratch / MANIFEST, json.dumps(manifest.to_dict(), indent=1).encode())
-            scratch.rename(folder)
-        except OSError:
+            mx.save_safetensors(str(scratch / _ARRAYS), dict(layer_arrays(codec.layers)), {"artifact": artifact_id})
+            manifest = Manifest(
+                artifact_id=artifact_id,
+                fingerprint=fingerprint,
+                format_version=FORMAT_VERSION,
+                created_at=time.time(),
+                window=asdict(codec.window),
+                layers={str(i): layer_manifest(c) for i, c in codec.layers.items()},
+                checksums={_ARRAYS: _checksum(scratch / _ARRAYS)},
+                table_bytes=codec.nbytes,
+                info=codec.info,
+                report=report,
+            )
+            (scratch / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            for name in (_ARRAYS, _MANIFEST):
+                _sync(scratch / name)
+            self._replace(scratch, target)
+        finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            if not folder.exists():
-                raise
         return artifact_id
 
     def get(self, artifact_id: str, fingerprint: str) -> ModelCodec:
-        """Load a codec for the model with `fingerprint`.
+        """Load a codec for the model with that fingerprint.
 
         Raises:
-            ArtifactError: unknown, corrupted, truncated, of another model or another format version.
+            ArtifactError: missing, corrupted, truncated, of another model or version; the message says which.
         """
         manifest = self.manifest(artifact_id)
         if manifest.fingerprint != fingerprint:
             raise ArtifactError(
-                f"artifact {artifact_id} was fitted for another model (fingerprint {manifest.fingerprint}, this model "
-                f"has {fingerprint}); calibrate this model"
+                f"artifact {artifact_id} was fitted on another model (fingerprint {manifest.fingerprint}, this model "
+                f"has {fingerprint}); calibrate this model, or load the model it belongs to"
             )
+        arrays = self._arrays(artifact_id, manifest)
         try:
-            data = (self._root / artifact_id / ARRAYS).read_bytes()
-            if hashlib.sha256(data).hexdigest() != manifest.sha256:
-                raise ArtifactError(
-                    f"artifact {artifact_id} is corrupted or truncated: {ARRAYS} ({len(data):,} bytes) does not match "
-                    "its checksum; delete the artifact and calibrate again"
-                )
-            return _from_arrays(load(data), manifest)
-        except (OSError, SafetensorError, KeyError, TypeError, SpecError) as error:
-            raise ArtifactError(
-                f"artifact {artifact_id} is corrupted ({type(error).__name__}: {error}); delete it and calibrate again"
-            ) from error
-
-    def manifest(self, artifact_id: str) -> Manifest:
-        """One manifest; ArtifactError when there is none or it is corrupted."""
-        folder = self._root / artifact_id
-        if not folder.is_dir():
-            raise ArtifactError(f"there is no artifact {artifact_id} in {self._root}; calibrate, or name another one")
-        return read_manifest(folder)
+            layers = {int(i): _layer(int(i), data, arrays) for i, data in manifest.layers.items()}
+            window = WindowSpec(**manifest.window)
+        except (KeyError, TypeError, ValueError, QuantError) as error:
+            raise _corrupted(artifact_id, f"arrays and manifest disagree ({error})") from error
+        if content_id(layers, window) != artifact_id:
+            raise _corrupted(artifact_id, "its contents do not hash to its name")
+        return ModelCodec(artifact_id, layers, window, manifest.info)
 
     def list(self) -> list[Manifest]:
-        """Readable artifacts of all models, the latest first. Unreadable ones are left out."""
+        """Manifests of all artifacts that can be read, the latest first."""
         found = []
-        for folder in self._root.glob("*/"):
-            if not folder.name.startswith("."):
-                try:
-                    found.append(read_manifest(folder))
-                except ArtifactError:
-                    continue
-        return sorted(found, key=lambda m: (m.created_at, m.artifact_id), reverse=True)
+        for folder in sorted(self._folder.glob("[!.]*/")):
+            try:
+                found.append(self.manifest(folder.name))
+            except ArtifactError:
+                continue  # `get` says what is wrong with it
+        return sorted(found, key=lambda m: -m.created_at)
+
+    def manifest(self, artifact_id: str) -> Manifest:
+        """The manifest of one artifact.
+
+        Raises:
+            ArtifactError: missing, unreadable, or of another version.
+        """
+        path = self._path(artifact_id) / _MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise ArtifactError(f"there is no artifact {artifact_id} in {self._folder}; calibrate first") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise _corrupted(artifact_id, f"its manifest cannot be read ({error})") from error
+        manifest = Manifest.from_json(text, artifact_id)
+        if manifest.artifact_id != artifact_id:
+            raise _corrupted(artifact_id, f"its manifest names {manifest.artifact_id}")
+        return manifest
 
     def delete(self, artifact_id: str) -> None:
-        """Remove an artifact, and the folders that killed writers left; ArtifactError when unknown."""
-        folder = self._root / artifact_id
-        if not folder.is_dir():
-            raise ArtifactError(f"there is no artifact {artifact_id} in {self._root}")
-        shutil.rmtree(folder)
-        for left in self._root.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        """Remove an artifact, and forget it where it was active.
+
+        Raises:
+            ArtifactError: there is no such artifact.
+        """
+        path = self._path(artifact_id)
+        if not path.is_dir():
+            raise ArtifactError(f"there is no artifact {artifact_id} in {self._folder}")
+        left = {f: i for f, i in self._actives().items() if i != artifact_id}
+        if left != self._actives():
+            self._write_actives(left)
+        grave = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._folder))
+        path.rename(grave / "removed")
+        shutil.rmtree(grave, ignore_errors=True)
 
     def set_active(self, fingerprint: str, artifact_id: str) -> None:
-        """What `active` answers for the model from now on."""
-        active = {**self._active(), fingerprint: artifact_id}
-        scratch = self._root / f"{_SCRATCH}{uuid.uuid4().hex}.json"
-        _write(scratch, json.dumps(active, indent=1).encode())
-        scratch.replace(self._root / _ACTIVE)
+        """Make an artifact the one a model starts with.
+
+        Raises:
+            ArtifactError: missing, unreadable, or fitted on another model.
+        """
+        manifest = self.manifest(artifact_id)
+        if manifest.fingerprint != fingerprint:
+            raise ArtifactError(f"artifact {artifact_id} was fitted on another model; calibrate this one")
+        self._write_actives({**self._actives(), fingerprint: artifact_id})
 
     def active(self, fingerprint: str) -> str | None:
-        """The id the model is served with, or None."""
-        return self._active().get(fingerprint)
+        """The artifact a model starts with, None when there is none."""
+        found = self._actives().get(fingerprint)
+        return found if isinstance(found, str) and _LEGAL_ID.fullmatch(found) else None
 
-    def _active(self) -> dict[str, str]:
+    def _path(self, artifact_id: str) -> Path:
+        if not _LEGAL_ID.fullmatch(artifact_id):
+            raise ArtifactError(f"'{artifact_id[:100]}' is not an artifact id; ids look like vq-0123456789abcdef0123")
+        return self._folder / artifact_id
+
+    def _arrays(self, artifact_id: str, manifest: Manifest) -> dict[str, mx.array]:
+        path = self._path(artifact_id) / _ARRAYS
+        expected = manifest.checksums.get(_ARRAYS, {})
+        if not path.is_file():
+            raise ArtifactError(f"artifact {artifact_id} is truncated: {_ARRAYS} is missing; calibrate again")
+        size = path.stat().st_size
+        if size < int(expected.get("bytes", 0)):
+            raise ArtifactError(
+                f"artifact {artifact_id} is truncated: {_ARRAYS} has {size:,} of {expected['bytes']:,} bytes; delete "
+                "it and calibrate again"
+            )
+        if _checksum(path) != expected:
+            raise _corrupted(artifact_id, f"the checksum of {_ARRAYS} is wrong")
         try:
-            data = json.loads((self._root / _ACTIVE).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-        return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}
+            arrays = mx.load(str(path))
+            mx.eval(arrays)
+        except (RuntimeError, ValueError) as error:
+            raise _corrupted(artifact_id, f"{_ARRAYS} cannot be read ({error})") from error
+        assert isinstance(arrays, dict)  # mx.load of a safetensors file without metadata
+        return arrays
+
+    def _replace(self, scratch: Path, target: Path) -> None:
+        """Rename into place; an artifact that is already there is the same unless it was damaged."""
+        if target.exists():
+            grave = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._folder))
+            target.rename(grave / "old")
+            scratch.rename(target)
+            shutil.rmtree(grave, ignore_errors=True)
+        else:
+            scratch.rename(target)
+        _sync(self._folder)
+
+    def _remove_stale(self) -> None:
+        for folder in self._folder.glob(f"{_SCRATCH}*"):
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _actives(self) -> dict[str, Any]:
+        try:
+            data = json.loads((self._folder / _ACTIVE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # nothing active, which the server answers by calibrating or asking
+        return data if isinstance(data, dict) else {}
+
+    def _write_actives(self, actives: dict[str, Any]) -> None:
+        handle, name = tempfile.mkstemp(prefix=_SCRATCH, dir=self._folder)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(actives, indent=1, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, self._folder / _ACTIVE)
 
 
-def model_fingerprint(model: Any) -> str:
-    """A hash of a model's architecture and of samples of every weight: equal for equal models, wherever they lie."""
-    digest = hashlib.sha256(type(model).__module__.encode())
-    samples = []
-    for name, array in sorted(tree_flatten(model.parameters())):
-        digest.update(f"{name}{array.shape}{array.dtype}".encode())
-        flat = array.reshape(-1)
-        samples.append(mx.concatenate([flat[:_SAMPLED_ELEMENTS], flat[-_SAMPLED_ELEMENTS:]]).astype(mx.float32))
-    mx.eval(samples)
-    for sample in samples:
-        digest.update(np.asarray(sample).tobytes())
-    return digest.hexdigest()[:16]
+def _corrupted(artifact_id: str, why: str) -> ArtifactError:
+    return ArtifactError(f"artifact {artifact_id} is corrupted: {why}; delete it and calibrate again")
 
 
-def _to_arrays(codec: ModelCodec) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
-    for index, layer in sorted(codec.layers.items()):
-        for kind, half in (("keys", layer.keys), ("values", layer.values)):
-            for name in ("mean", "transform", "inverse"):
-                arrays[f"{index}.{kind}.{name}"] = np.array(getattr(half, name))
-            for section, table in enumerate(half.codebooks):
-                arrays[f"{index}.{kind}.codebook.{section}"] = np.array(table)
-        if layer.rotary is not None:
-            arrays[f"{index}.rotary"] = np.ascontiguousarray(layer.rotary.inv_freq)
-    return arrays
+def _checksum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _from_arrays(arrays: dict[str, Array], manifest: Manifest) -> ModelCodec:
-    rotaries: dict[tuple[bytes, bool, int], Rotary] = {}
-    layers = {}
-    for key, shape in manifest.layers.items():
-        rotary = None
-        if shape["rotary"] is not None:
-            head_dim, traditional = shape["rotary"]["head_dim"], shape["rotary"]["traditional"]
-            frequencies = arrays[f"{key}.rotary"]
-            # Layers with the same rotation share one object, and so its tables.
-            same = (frequencies.tobytes(), traditional, head_dim)
-            rotary = rotaries.setdefault(same, Rotary(head_dim, frequencies, traditional))
-        halves = [_vector_codec(arrays, f"{key}.{kind}", shape[kind]) for kind in ("keys", "values")]
-        layers[int(key)] = LayerCodec(halves[0], halves[1], rotary)
-    return ModelCodec(manifest.artifact_id, layers, window_of(manifest), manifest.info)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _vector_codec(arrays: dict[str, Array], prefix: str, sections: list[dict[str, int]]) -> VectorCodec:
-    mean = arrays[f"{prefix}.mean"]
-    return VectorCodec(
-        spec_of(mean.shape[1], sections),
-        mx.array(mean),
-        mx.array(arrays[f"{prefix}.transform"]),
-        mx.array(arrays[f"{prefix}.inverse"]),
-        tuple(mx.array(arrays[f"{prefix}.codebook.{i}"]) for i in range(len(sections))),
-    )
+def _layer(index: int, data: dict[str, Any], arrays: dict[str, mx.array]) -> LayerCodec:
+    def vectors(kind: str) -> VectorCodec:
+        prefix, spec = f"layers.{index}.{kind}", spec_from(data[kind])
+        tables = tuple(arrays[f"{prefix}.codebook.{s}"] for s in range(len(spec.sections)))
+        return VectorCodec(
+            spec, arrays[f"{prefix}.mean"], arrays[f"{prefix}.transform"], arrays[f"{prefix}.inverse"], tables
+        )
 
-
-def _content_hash(arrays: dict[str, Array], shape: dict[str, Any], fingerprint: str) -> str:
-    digest = hashlib.sha256(json.dumps([fingerprint, shape], sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    turns = data["rotary"]
+    rotary = None
+    if turns is not None:
+        inv_freq = np.array([float.fromhex(f) for f in turns["inv_freq"]], np.float64)
+        rotary = Rotary(turns["head_dim"], inv_freq, turns["traditional"])
+    return LayerCodec(vectors("keys"), vectors("values"), rotary)

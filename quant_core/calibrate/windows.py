@@ -1,0 +1,132 @@
+"""Calibration text as windows of tokens: given text, or the model's own continuations of built-in prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from importlib.resources import files
+from itertools import chain, islice
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from quant_core.calibrate.progress import Clock, Progress
+from quant_core.errors import CodecError
+
+# A window shorter than this reads no coded page at the default settings and is not worth keeping.
+MIN_WINDOW_LEN = 160
+# Tokens of one prompt and its continuation; several fill a window. Short ones batch wide, which decodes faster.
+DOCUMENT_LEN = 128
+TEMPERATURE = 0.8
+MAX_ROWS = 64
+
+
+def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_len: int) -> list[list[int]]:
+    """At most `num_samples` windows of `sample_len` tokens, spread evenly over all texts.
+
+    Long texts are cut; short ones (chat messages, lines) follow one another in a window.
+
+    Raises:
+        CodecError: the texts hold fewer tokens than one short window.
+    """
+    prefix = _special_prefix(tokenizer)
+    body = sample_len - len(prefix)
+    windows: list[list[int]] = []
+    rest: list[int] = []
+    for text in texts:
+        tokens = list(tokenizer.encode(text, add_special_tokens=False))
+        cut = len(tokens) - len(tokens) % body
+        windows += [tokens[i : i + body] for i in range(0, cut, body)]
+        rest += tokens[cut:]
+    windows += [rest[i : i + body] for i in range(0, len(rest), body)]
+    long_enough = [w for w in windows if len(w) >= min(body, MIN_WINDOW_LEN)]
+    if not long_enough:
+        raise CodecError(
+            f"the calibration text holds {sum(map(len, windows))} tokens and a window needs "
+            f"{min(body, MIN_WINDOW_LEN)}; give more text, or use the built-in text"
+        )
+    step = max(1.0, len(long_enough) / num_samples)
+    picked = [long_enough[int(i * step)] for i in range(min(num_samples, len(long_enough)))]
+    return [prefix + w for w in picked]
+
+
+def builtin_prompts() -> list[str]:
+    """The project's own prompts: prose, code, dialogue, mathematics, many languages."""
+    text = (files("quant_core.calibrate") / "prompts.txt").read_text(encoding="utf-8")
+    return [p.strip() for p in text.split("\n%%\n")]
+
+
+def builtin_windows(
+    model: Any, tokenizer: Any, num_samples: int, sample_len: int, seed: int
+) -> Generator[Progress, None, list[list[int]]]:
+    """`num_samples` windows of the built-in prompts, each continued by the model; yields after each decode step.
+
+    All rows of a batch have the same length at every step: a row whose prompt is not over takes its next token
+    instead of the sampled one, so no architecture needs padding.
+    """
+    per_window = max(1, round(sample_len / DOCUMENT_LEN))
+    document_len = -(-sample_len // per_window)
+    prompts = _encoded_prompts(tokenizer, num_samples * per_window, document_len, seed)
+    clock, documents = Clock("text"), list[list[int]]()
+    num_steps = -(-len(prompts) // MAX_ROWS) * document_len
+    for start in range(0, len(prompts), MAX_ROWS):
+        batch = prompts[start : start + MAX_ROWS]
+        rows = _continue(model, batch, document_len, mx.random.key(seed * 1000 + start))
+        while True:
+            try:
+                length = next(rows)
+            except StopIteration as stop:
+                documents += stop.value
+                break
+            done = start // MAX_ROWS * document_len + length
+            yield clock.at(done / num_steps, f"writing calibration text, {length * len(batch)} tokens")
+    # Documents that follow one another in the prompts are of different kinds; so are those of a window.
+    return [list(chain(*documents[i::num_samples]))[:sample_len] for i in range(num_samples)]
+
+
+def _encoded_prompts(tokenizer: Any, count: int, document_len: int, seed: int) -> list[list[int]]:
+    """`count` prompts as tokens, shuffled, in turn as plain text and as a chat message, cut to 3/4 of a document."""
+    texts = builtin_prompts()
+    order = np.random.default_rng(seed).permutation(len(texts))
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    prefix = _special_prefix(tokenizer)
+    prompts = []
+    for i in range(count):
+        text = texts[order[i % len(texts)]]
+        # The second time round each prompt comes in the other form.
+        if chat and (i + i // len(texts)) % 2:
+            messages = [{"role": "user", "content": text}]
+            tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        else:
+            tokens = prefix + tokenizer.encode(text, add_special_tokens=False)
+        prompts.append([int(t) for t in islice(tokens, max(1, document_len * 3 // 4))])
+    return prompts
+
+
+def _continue(
+    model: Any, prompts: list[list[int]], length: int, key: mx.array
+) -> Generator[int, None, list[list[int]]]:
+    """Rows of `length` tokens that begin with the prompts; yields the length reached."""
+    shortest = min(len(p) for p in prompts)
+    forced = np.full((len(prompts), length), -1, np.int32)
+    for row, prompt in zip(forced, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    caches = make_prompt_cache(model)
+    columns = [forced[:, :shortest]]
+    tokens = mx.array(forced[:, :shortest])
+    for position in range(shortest, length):
+        key, draw = mx.random.split(key)
+        logits = model(tokens, cache=caches)[:, -1].astype(mx.float32)
+        sampled = mx.random.categorical(logits / TEMPERATURE, key=draw).astype(mx.int32)
+        wanted = mx.array(forced[:, position])
+        tokens = mx.where(wanted >= 0, wanted, sampled)[:, None]
+        mx.eval(tokens, [c.state for c in caches])
+        columns.append(np.array(tokens))
+        yield position + 1
+    return [[int(t) for t in row] for row in np.concatenate(columns, axis=1)]
+
+
+def _special_prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before any text, such as a begin-of-sequence token."""
+    return list(tokenizer.encode(""))[:4]
