@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 
-from quant_core.artifact.store import ArtifactStore
-from quant_core.calibrate.job import Progress
 from rich.console import Console
 
+from quant_core.artifact.store import ArtifactStore
+from quant_core.calibrate.job import Progress
 from server.app import create_app, http_server
 from server.calibration.procedure import calibration_slices
 from server.calibration.service import CalibrationService, CalibrationTarget
@@ -82,5 +82,6 @@ def _reported(slices: Generator[Progress, None, Loaded], report: Report) -> Gene
         except StopIteration as stop:
             loaded: Loaded = stop.value
             return loaded
-        report(f"calibrating: {progress.detail}" if progress.phase != "load" else progress.detail, progress.fraction)
+        plain = progress.phase in ("load", "selftest")
+        report(progress.detail if plain else f"calibrating: {progress.detail}", progress.fraction)
         yield progress

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from quant_core.artifact.store import ArtifactStore, model_fingerprint
-from quant_core.calibrate.job import Progress
 
-from quant_core.backends.registry import choose_backend
+from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
 from quant_core.cache.plain_store import PlainStore
+from quant_core.calibrate.job import Progress
 from quant_core.codec import ModelCodec
 from quant_core.errors import ArtifactError
 from quant_core.spec import PAGE_SIZE
 from server.calibration.first import first_calibration
 from server.config import ServerConfig, user_data_dir
+from server.doctor import finish, proven_backend
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
 from server.memory import SequenceCost, kv_budget, model_bytes
@@ -43,10 +43,15 @@ class Assembly:
     summary: list[str] = field(default_factory=list)
 
     def make_store(self, codec: ModelCodec) -> PackedStore:
-        """A store for another artifact, in the same memory."""
+        """A store for another artifact, in the same memory; its kernels are tested first if that was not done here."""
+        return finish(self.proven_store(codec))
+
+    def proven_store(self, codec: ModelCodec) -> Generator[Progress, None, PackedStore]:
+        """A store whose kernels passed their self-test on this machine."""
         assert self.model is not None and self.plan is not None  # hot swaps come after start-up
-        backend = choose_backend(self.config.kv_cache.backend)
-        return PackedStore(self.model.model, codec, self.plan, backend)
+        model, data_dir = self.model.model, user_data_dir(self.config)
+        backend = yield from proven_backend(self.config.kv_cache.backend, model, codec, data_dir)
+        return PackedStore(model, codec, self.plan, backend)
 
 
 def start_up(assembly: Assembly, report: Report) -> Generator[Progress, None, Loaded]:
@@ -73,7 +78,7 @@ def start_up(assembly: Assembly, report: Report) -> Generator[Progress, None, Lo
         if codec is None:
             codec = yield from first_calibration(config, loaded, assembly.artifacts, assembly.fingerprint)
         assembly.plan = _plan(config, loaded, context_len, codec)
-        store = assembly.make_store(codec)
+        store = yield from assembly.proven_store(codec)
         assembly.summary.append(describe(store, loaded.model))
     return Loaded(loaded.model, loaded.tokenizer, config.model.served_name or loaded.model_id, context_len, store)
 

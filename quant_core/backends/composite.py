@@ -1,0 +1,84 @@
+"""One back end out of several: each function from the one that may be trusted with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+import mlx.core as mx
+
+from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec import LayerCodec
+from quant_core.spec import WindowSpec
+
+# Tested and replaced one by one; vq_attention_mma exists on CUDA only, in front of vq_attention.
+KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_attention", "vq_attention_mma")
+
+
+class FastAttention(Protocol):
+    """A second kernel for `vq_attention` that covers some geometries only."""
+
+    name: str
+
+    def supports(
+        self, queries: mx.array, rings: RingArrays, codes: PagedCodes, codec: LayerCodec, window: WindowSpec
+    ) -> bool:
+        """Whether it covers these arguments."""
+
+    def __call__(
+        self,
+        queries: mx.array,
+        scale: float,
+        starts: tuple[int, ...],
+        rings: RingArrays,
+        codes: PagedCodes,
+        codec: LayerCodec,
+        window: WindowSpec,
+    ) -> mx.array:
+        """See KernelBackend.vq_attention."""
+
+
+class CompositeBackend:
+    """A device's kernels, with the reference in the place of those named in `fallbacks`.
+
+    Args:
+        device: the GPU's portable kernels.
+        fast: an attention kernel used before the device's own where it supports the geometry.
+        fallbacks: names out of KERNELS that must not run here.
+    """
+
+    def __init__(
+        self, device: KernelBackend, fast: FastAttention | None = None, fallbacks: Collection[str] = ()
+    ) -> None:
+        reference = ReferenceBackend()
+
+        def trusted(kernel: str) -> KernelBackend:
+            return reference if kernel in fallbacks else device
+
+        self.device = device
+        self.fast = None if fast is None or fast.name in fallbacks else fast
+        self.name = _name(device.name, [k for k in KERNELS if k in fallbacks])
+        self.vq_append = trusted("vq_append").vq_append
+        self.vq_encode = trusted("vq_encode").vq_encode
+        self.vq_reconstruct = trusted("vq_reconstruct").vq_reconstruct
+        self._attention = trusted("vq_attention").vq_attention
+
+    def vq_attention(
+        self,
+        queries: mx.array,
+        scale: float,
+        starts: tuple[int, ...],
+        rings: RingArrays,
+        codes: PagedCodes,
+        codec: LayerCodec,
+        window: WindowSpec,
+    ) -> mx.array:
+        """See KernelBackend.vq_attention."""
+        if self.fast is not None and self.fast.supports(queries, rings, codes, codec, window):
+            return self.fast(queries, scale, starts, rings, codes, codec, window)
+        return self._attention(queries, scale, starts, rings, codes, codec, window)
+
+
+def _name(device: str, replaced: list[str]) -> str:
+    return device if not replaced else f"{device} (not used: {', '.join(replaced)})"
