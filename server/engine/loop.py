@@ -298,8 +298,8 @@ class EngineLoop:
         self._publish(fresh=False)
 
     def _is_done(self) -> bool:
-        if self._drain_deadline_s is None:
-            return False
+        if self._drain_deadline_s is None or self._closed:
+            return self._closed
         for ticket in self._waiting.drain():
             ticket.put(AbortEvent(ticket.request.request_id, "the server is shutting down"))
             self._forget(ticket)
@@ -357,6 +357,7 @@ class EngineLoop:
         self._watchdog.stop()
         with self._lock:
             self._closed = True
+            self._commands.put(lambda: None)  # wakes a sleeping engine
             tickets = list(self._tickets.values())
             self._tickets.clear()
         for ticket in tickets:
