@@ -1,0 +1,75 @@
+"""What a method is: a name, its bits, a fit, and fresh caches. The next idea is one more file beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from quant_core.cache.store import Caches
+from quant_core.calibrate.collect import LayerSamples, collect
+from quant_core.calibrate.layers import LayerGeometry, packable_layers
+from quant_core.spec import WindowSpec
+
+
+@dataclass(eq=False)
+class FitText:
+    """What fitted methods are fitted on. The samples are collected once, and shared.
+
+    Attributes:
+        model: the mlx-lm model.
+        windows: token windows; none for methods that are not fitted.
+        window: which tokens stay exact, and the bucket length.
+        codebooks_per_head: None: as the bits ask.
+        seed: of sampling and k-means.
+        slice_tokens: tokens read at a time.
+    """
+
+    model: Any
+    windows: Sequence[Sequence[int]]
+    window: WindowSpec
+    codebooks_per_head: int | None = None
+    seed: int = 0
+    slice_tokens: int = 512
+    _samples: dict[bool, dict[int, LayerSamples]] = field(default_factory=dict)
+
+    def samples(self, position_blind: bool) -> Generator[float, None, dict[int, LayerSamples]]:
+        """Keys, values and queries of the windows, per packable layer; yields the fraction read."""
+        if position_blind not in self._samples:
+            layers = packable_layers(self.model)
+            if position_blind:
+                layers = {i: _without_rotary(g) for i, g in layers.items()}
+            total = max(1, sum(len(w) for w in self.windows))
+            run = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens)
+            while True:
+                try:
+                    yield next(run) / total
+                except StopIteration as end:
+                    self._samples[position_blind] = end.value
+                    break
+        return self._samples[position_blind]
+
+
+class Method(Protocol):
+    """One way to hold keys and values.
+
+    Attributes:
+        name: as --methods takes it.
+        key_bits, value_bits: nominal bits per channel; what is really held is measured.
+        table_bytes: codebooks, transforms and means: what does not grow with the context.
+    """
+
+    name: str
+    key_bits: float
+    value_bits: float
+    table_bytes: int
+
+    def prepare(self, text: FitText) -> Generator[float, None, None]:
+        """Fit what has to be fitted; yields the fraction done."""
+
+    def new_caches(self, model: Any) -> Caches:
+        """Caches of a fresh row. After `prepare`."""
+
+
+def _without_rotary(geometry: LayerGeometry) -> LayerGeometry:
+    return LayerGeometry(geometry.num_kv_heads, geometry.num_q_heads, geometry.key_dim, geometry.value_dim, rotary=None)

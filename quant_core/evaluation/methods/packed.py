@@ -1,0 +1,85 @@
+"""What the vector-quantised methods share: fit each layer, then the product's own packed caches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from quant_core.backends.base import KernelBackend
+from quant_core.cache.packed_store import build_caches
+from quant_core.cache.store import Caches
+from quant_core.calibrate.fit import TransformName, fit_layer
+from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.errors import CodecError
+from quant_core.evaluation.methods.base import FitText
+from quant_core.spec import VQSpec
+
+# Of the time a fit takes, the part that reads the text; a bar needs no more accuracy.
+READING = 0.5
+
+
+class PackedMethod:
+    """A codec fitted with one transform.
+
+    Args:
+        name: as --methods takes it.
+        transform: of fit_layer.
+        key_bits, value_bits: 1-4.
+        position_blind: take keys as they are instead of relative to their bucket.
+        backend: None: the best one here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transform: TransformName,
+        key_bits: int,
+        value_bits: int,
+        *,
+        position_blind: bool = False,
+        backend: KernelBackend | None = None,
+    ) -> None:
+        self.name = name
+        self.key_bits, self.value_bits = float(key_bits), float(value_bits)
+        self.table_bytes = 0
+        self.codec: ModelCodec | None = None
+        self._transform: TransformName = transform
+        self._bits = key_bits, value_bits
+        self._position_blind = position_blind
+        self._backend = backend
+
+    def prepare(self, text: FitText) -> Generator[float, None, None]:
+        """Fit every packable layer on the text.
+
+        Raises:
+            CodecError: no layer can be packed, or the samples are unusable.
+        """
+        reading = text.samples(self._position_blind)
+        while True:
+            try:
+                yield READING * next(reading)
+            except StopIteration as end:
+                samples = end.value
+                break
+        if not samples:
+            raise CodecError("no layer of this model can be packed")
+        layers: dict[int, LayerCodec] = {}
+        for index, layer in samples.items():
+            geometry = layer.geometry
+            key_spec = VQSpec.for_bits(geometry.key_dim, self._bits[0], text.codebooks_per_head)
+            value_spec = VQSpec.for_bits(geometry.value_dim, self._bits[1], text.codebooks_per_head)
+            run = fit_layer(layer, key_spec, value_spec, self._transform, text.seed, index)
+            while True:
+                try:
+                    next(run)
+                    yield READING + (1 - READING) * len(layers) / len(samples)
+                except StopIteration as end:
+                    layers[index] = end.value.codec
+                    break
+        self.codec = ModelCodec(f"{self.name}-{self._bits[0]}-{self._bits[1]}", layers, text.window)
+        self.table_bytes = self.codec.nbytes
+
+    def new_caches(self, model: Any) -> Caches:
+        """Packed caches with a growing pool of their own."""
+        assert self.codec is not None  # prepare comes first
+        return build_caches(model, self.codec, self._backend)

@@ -1,0 +1,106 @@
+"""A tiny model through every method's real caches: fields of the report, order of the losses, bytes held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quant_core.errors import CodecError, SpecError
+from quant_core.evaluation.methods import METHODS, make_methods
+from quant_core.evaluation.methods.base import FitText
+from quant_core.evaluation.score import Result, ScoreOptions, chunks, score
+from quant_core.spec import WindowSpec
+from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
+
+WINDOW = WindowSpec(window=16, bucket_len=64)
+OPTIONS = ScoreOptions(chunk_tokens=48, decode_tokens=8, position_step=64)
+FIELDS = {
+    "method": str,
+    "key_bits": float,
+    "value_bits": float,
+    "code_bits_per_channel": float,
+    "held_bits_per_channel": float,
+    "kl_mean": float,
+    "kl_p99": float,
+    "ppl_change": float,
+    "top1": float,
+    "num_tokens": int,
+    "held_bytes": int,
+    "table_bytes": int,
+    "per_text": dict,
+}
+
+
+def _windows(seed: int, count: int, length: int) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, (count, length)).tolist()
+
+
+def _run(generator: Any) -> Any:
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    model = build_tiny_model("llama")
+    text = FitText(model, _windows(1, 4, 192), WINDOW, codebooks_per_head=1, slice_tokens=96)
+    methods = make_methods(METHODS, [(1, 1), (4, 4)])
+    for method in methods:
+        _run(method.prepare(text))
+    return _run(score(model, methods, {"a": _windows(2, 2, 256), "b": _windows(3, 1, 256)}, WINDOW, OPTIONS))
+
+
+def test_rows_have_the_documented_fields(results: list[Result]) -> None:
+    for row in (r.to_dict() for r in results):
+        assert {name: type(row[name]) for name in FIELDS} == FIELDS
+        assert set(row["per_text"]) == {"a", "b"}
+        assert all(np.isfinite(row[name]) for name, kind in FIELDS.items() if kind in (int, float))
+
+
+def test_bits_held_are_measured_from_bytes(results: list[Result]) -> None:
+    bits = {(r.method, r.key_bits): r.held.code_bits_per_channel for r in results}
+    assert bits["float16", 16.0] == 16.0
+    assert bits["affine4", 4.0] == 4 + 32 / 64
+    assert bits["affine8", 8.0] == 8 + 32 / 64
+    assert {bits[m, b] / b for m, b in bits if m in ("learned", "smooth_hadamard", "auto")} == {1.0}
+    assert all(r.held.held_bits_per_channel > r.held.code_bits_per_channel - 1e-9 for r in results)
+    assert all(r.table_bytes > 0 for r in results if r.method == "learned")
+
+
+def test_more_bits_lose_less(results: list[Result]) -> None:
+    kl = {(r.method, r.key_bits): r.loss.kl_mean for r in results}
+    assert kl["float16", 16.0] < 1e-4
+    assert kl["affine8", 8.0] < kl["affine4", 4.0]
+    for method in ("learned", "smooth_hadamard", "smooth_hadamard_blind"):
+        assert kl[method, 4.0] < kl[method, 1.0]
+
+
+def test_losses_begin_where_codes_are_read(results: list[Result]) -> None:
+    packed = next(r for r in results if r.method == "learned" and r.key_bits == 1)
+    curve = packed.per_text[0].kl_by_position
+    assert curve[0].kl_mean < 0.1 * curve[-1].kl_mean
+
+
+def test_windows_too_short_for_a_code_are_refused() -> None:
+    model = build_tiny_model("llama")
+    with pytest.raises(CodecError, match="more than 80 tokens"):
+        _run(score(model, make_methods(["float16"], []), {"a": _windows(1, 1, 64)}, WINDOW, OPTIONS))
+
+
+def test_unknown_methods_and_bits_are_refused() -> None:
+    with pytest.raises(SpecError, match="magic"):
+        make_methods(["magic"], [(2, 2)])
+    with pytest.raises(SpecError, match="5"):
+        make_methods(["learned"], [(5, 2)])
+
+
+def test_chunks_cover_a_window_once_and_end_in_single_steps() -> None:
+    spans = chunks(100, ScoreOptions(chunk_tokens=32, decode_tokens=3))
+    assert [t for a, b in spans for t in range(a, b)] == list(range(100))
+    assert spans[-3:] == [(97, 98), (98, 99), (99, 100)]
+    assert spans[-4] == (96, 97)
