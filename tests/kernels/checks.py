@@ -103,13 +103,13 @@ def variant(row: list[object], index: int) -> Geometry:
     from quant_core.spec import WindowSpec
 
     (dim, gqa, kb, vb, kt, vt, dtype, length, rotary, sinks, window, bucket) = row
-    heads = 1 if int(gqa) * int(length) > 16 else 2  # type: ignore[call-overload]
+    heads = 1 if int(gqa) * int(length) * int(dim) > 1024 else 2  # type: ignore[call-overload]
     spec = WindowSpec(int(window), int(sinks), int(bucket))  # type: ignore[call-overload]
     edges = (0, 1, 62, 63, 64, 65, 127, 128, 191)
     return Geometry(
         head_dim=int(dim), num_kv_heads=heads, gqa_factor=int(gqa), query_len=int(length),  # type: ignore[call-overload]
         key_bits=int(kb), value_bits=int(vb), key_tables=int(kt), value_tables=int(vt),  # type: ignore[call-overload]
-        dtype=getattr(mx, str(dtype)), positions=(spec.window + 64 + 3 * index, edges[index % len(edges)]), window=spec,
+        dtype=getattr(mx, str(dtype)), positions=(spec.window + 64 + 3 * index % 64, edges[index % len(edges)]), window=spec,
         rotary_dims={"partial": int(dim) // 4 * 2, "none": 0}.get(str(rotary)),  # type: ignore[call-overload]
         traditional=rotary == "interleaved", spread=20.0 if index % 5 == 0 else 1.0,
     )  # fmt: skip

@@ -68,7 +68,11 @@ UNDEFINED(add_overflow, "signed overflow in +")
 UNDEFINED(sub_overflow, "signed overflow in -")
 UNDEFINED(mul_overflow, "signed overflow in *")
 UNDEFINED(negate_overflow, "signed overflow in negation")
-UNDEFINED(divrem_overflow, "division by zero or overflow")
+void __ubsan_handle_divrem_overflow(Location* at, u64 a, u64 b) {
+  say("UB division by zero or overflow at line %u:%u#values %llu %llu", at->line, at->column, (unsigned long long)a,
+      (unsigned long long)b);
+  die();  // going on would trap
+}
 UNDEFINED(type_mismatch_v1, "misaligned or null access")
 UNDEFINED(float_cast_overflow, "float to int conversion out of range")
 UNDEFINED(load_invalid_value, "invalid bool value")

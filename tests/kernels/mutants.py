@@ -1,0 +1,117 @@
+"""Bugs planted in the kernels, one text edit each. Every one has to be found: by a report, a refusal or wrong numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+SIMD_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replace the `nth` occurrence of `old` in a file of metal_shaders by `new`."""
+
+    file: str
+    old: str
+    new: str
+    nth: int = 1
+
+    def apply(self, text: str) -> str:
+        """The text with the bug in it."""
+        at = -1
+        for _ in range(self.nth):
+            at = text.index(self.old, at + 1)
+        return text[:at] + self.new + text[at + len(self.old) :]
+
+
+PARTIAL, MERGE = "kernels/vq_attention_partial.metal", "kernels/vq_attention_merge.metal"
+QUERIES, APPEND, ENCODE = (f"kernels/{n}.metal" for n in ("vq_attention_queries", "vq_append", "vq_encode"))
+RECONSTRUCT, ATTENTION, BLOCK = "kernels/vq_reconstruct.metal", "include/attention.h", "include/code_block.h"
+NEAREST, ROTARY, CODEBOOK = "include/nearest.h", "include/rotary.h", "include/codebook.h"
+
+ATTENTION_MUTANTS = [
+    *(Mutant(PARTIAL, BARRIER, "", n) for n in (1, 2, 3, 4)),
+    *(Mutant(PARTIAL, BARRIER, SIMD_BARRIER, n) for n in (1, 2, 3, 4)),
+    *(Mutant(PARTIAL, BARRIER, "threadgroup_barrier(mem_flags::mem_device);", n) for n in (1, 3)),
+    *(Mutant(PARTIAL, SIMD_BARRIER, "", n) for n in (1, 2)),
+    Mutant(PARTIAL, "token >= num_sinks && token < code_end", "token < code_end"),
+    Mutant(PARTIAL, "token >= num_sinks && token < code_end", "token >= num_sinks"),
+    Mutant(PARTIAL, "token <= position && token < end", "token < end"),
+    Mutant(PARTIAL, "token <= position && token < end", "token <= position"),
+    Mutant(PARTIAL, "(token < num_sinks || token >= code_end)", "token >= code_end"),
+    Mutant(PARTIAL, "|| base < num_sinks", ""),
+    Mutant(PARTIAL, "unit >= rows[row * 8 + 2] ||", ""),
+    Mutant(PARTIAL, "position + 1 - geometry[5]", "position - geometry[5]"),
+    Mutant(PARTIAL, "base / geometry[6] * num_queries", "0 * num_queries"),
+    Mutant(PARTIAL, "is_coded && lane % 4 != 0 ? 0.0f : mean[n]", "mean[n]"),
+    Mutant(PARTIAL, "min(kept_token<TPL>(lane, u), num_tokens - 1)", "kept_token<TPL>(lane, u)"),
+    Mutant(PARTIAL, "top = simd_max(top);", ""),
+    Mutant(PARTIAL, "lane_sum[n] *= factor;", ""),
+    Mutant(PARTIAL, "if (simd_any(grows)) {", "if (grows) {"),
+    Mutant(PARTIAL, "is_masked && s == MASKED ? 0.0f : ", ""),
+    Mutant(PARTIAL, "running_max[n] = MASKED;", ""),
+    Mutant(PARTIAL, "acc0[i] = 0.0f;", ""),
+    Mutant(PARTIAL, "top = metal::max(top, group_max[i * NQ + n]);", "top = group_max[i * NQ + n];"),
+    Mutant(PARTIAL, "if (first_query + n >= tile_query) {", "{"),
+    Mutant(PARTIAL, "min(tile_query, num_queries - NQ)", "tile_query"),
+    Mutant(PARTIAL, "ulong(kv_head) * ulong(PAGE_SIZE * (K_BYTES + V_BYTES))", "ulong(kv_head) * ulong(PAGE_SIZE * K_BYTES)"),
+    Mutant(PARTIAL, "(is_coded ? PAGE_SIZE * K_BYTES : 0)", "(is_coded ? PAGE_SIZE : 0)"),
+    Mutant(PARTIAL, "if (thread_id == 0) {", "if (lane == 0) {"),
+    Mutant(PARTIAL, "if (thread_id == 0) {", "if (thread_id == 0 && n == 0) {"),
+    Mutant(PARTIAL, "scratch[NUM_SIMDGROUPS * SCRATCH / 4]", "scratch[NUM_SIMDGROUPS * SCRATCH / 4 - 1]"),
+    Mutant(PARTIAL, "const device half* ring_key =", "const half* ring_key ="),
+    Mutant(PARTIAL, "float lane_sum[NQ];", "double lane_sum[NQ];"),
+    Mutant(PARTIAL, "threadgroup float* weights =", "device float* weights ="),
+    Mutant(ATTENTION, "bit = 2; bit > 0", "bit = 1; bit > 0"),
+    Mutant(ATTENTION, "const float sent = is_upper ? score[i] : score[i + count];", "const float sent = score[i];"),
+    Mutant(ATTENTION, "i / 2 * 8 + t * 2 + i % 2", "i / 2 * 8 + t * 2"),
+    Mutant(ATTENTION, "first_token / 4;", "first_token;"),
+    Mutant(ATTENTION, "first_token / 8;", "first_token;"),
+    Mutant(ATTENTION, "token % ring_slots * DIM", "token * DIM"),
+    Mutant(ATTENTION, "acc[i] += simd_shuffle_xor(acc[i], ushort(offset));", ""),
+    Mutant(ATTENTION, "if (t >= key_lanes(M)) {", "if (t > key_lanes(M)) {"),
+    Mutant(BLOCK, "page - slab * pages_per_slab", "page"),
+    Mutant(BLOCK, "ulong(slab) * ulong(slab_bytes)", "ulong(slab) * ulong(page_bytes)"),
+    Mutant(BLOCK, "* (M / RUNS) + slot / RUNS", "* (M / RUNS)"),
+    Mutant(CODEBOOK, "(255u << uint(SHIFT))", "(127u << uint(SHIFT))"),
+    Mutant(MERGE, BARRIER, "", 1),
+    Mutant(MERGE, BARRIER, "", 2),
+    Mutant(MERGE, BARRIER, "", 3),
+    Mutant(MERGE, BARRIER, "", 4),
+    Mutant(MERGE, "top = simd_max(top);", ""),
+    Mutant(MERGE, "sum = simd_sum(sum);", ""),
+    Mutant(MERGE, "float total = mean[kv_head * HEAD_DIM + thread_id];", "float total = 0.0f;"),
+    Mutant(MERGE, "if (thread_id < 32) {", "{"),
+    Mutant(QUERIES, "dot = simd_sum(dot);", ""),
+    Mutant(QUERIES, "if (entry < num_entries) {", "if (entry <= num_entries) {"),
+    Mutant(ROTARY, "other * sines[pair] : -other * sines[pair]", "-other * sines[pair] : other * sines[pair]"),
+    Mutant(ROTARY, "if (c >= DIMS) {", "if (c > DIMS) {"),
+]  # fmt: skip
+APPEND_MUTANTS = [
+    Mutant(APPEND, BARRIER, "", 1),
+    Mutant(APPEND, BARRIER, "", 2),
+    Mutant(APPEND, "centred[i] = x - mean[c];", "centred[i] = x;"),
+    Mutant(APPEND, "% ring_slots * HEAD_DIM + i % HEAD_DIM", "* HEAD_DIM + i % HEAD_DIM"),
+    Mutant(APPEND, ">= length) {", "> length) {"),
+    Mutant(APPEND, ">= length) {", ">= 0) {"),
+    Mutant(APPEND, "(start + min(token, max(length - 1, 0))) / sizes[1]", "start / sizes[1]"),
+    Mutant(APPEND, "i < length * HEAD_DIM", "i < LEN * HEAD_DIM"),
+    Mutant(APPEND, "is_key ? ring_keys : ring_values", "is_key ? ring_values : ring_keys"),
+]
+CODE_MUTANTS = [
+    Mutant(NEAREST, "if (distance < best[i])", "if (distance <= best[i])"),
+    Mutant(NEAREST, "float distance = norm;", "float distance = 0.0f;"),
+    Mutant(NEAREST, "-2.0f * x[k]", "-x[k]"),
+    Mutant(NEAREST, "threadgroup_barrier(mem_flags::mem_threadgroup);", ""),
+    Mutant(NEAREST, "(table * M + G - 1) / G", "table * M / G"),
+    Mutant(NEAREST, "min(item / width, num_tokens - 1)", "item / width"),
+    Mutant(NEAREST, "if (item / width < num_tokens) {", "{"),
+    Mutant(ENCODE, "centroids[NUM_CENTROIDS * ((D0 > D1 ? D0 : D1) + 1)]", "centroids[NUM_CENTROIDS * D0]"),
+    Mutant(ENCODE, "table - G0, sizes[0]", "0, sizes[0]"),
+    Mutant("include/reconstruct.h", "j * G / M * NUM_CENTROIDS", "0 * NUM_CENTROIDS"),
+    Mutant("include/reconstruct.h", "key_code_index", "value_code_index"),
+    Mutant(RECONSTRUCT, "page_table[sizes[0] +", "page_table["),
+    Mutant(RECONSTRUCT, "+ ulong(sizes[5])", ""),
+    Mutant(RECONSTRUCT, "value_block + PAGE_SIZE * V_M0", "value_block"),
+]
