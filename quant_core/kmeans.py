@@ -14,8 +14,9 @@ Index = np.ndarray[Any, np.dtype[np.intp]]
 
 # Points the seeding looks at; its cost is this times the number of centroids.
 SEEDING_POINTS = 2048
-# Rows of the distance matrix held at once: 2 MB at 256 centroids, which stays in cache.
-CHUNK = 2048
+# Multiplications of one product: below this OpenBLAS stays on one thread. On a busy machine its threads wait for each
+# other at every call and cost ten times what they save here; and the distances (200 KB) stay in cache.
+PRODUCT_SIZE = 260_000
 # Lloyd iterations on a quarter of the points, then on all: most of the way is cheap.
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 4
@@ -82,13 +83,14 @@ def _distance_to(columns: Points, point: Points) -> Points:
 
 def _assign(x: Points, centroids: Points) -> Index:
     """Nearest centroid of each point: the largest x . c - ||c||^2 / 2, as one product with a column of ones."""
-    ones = np.ones((min(CHUNK, len(x)), x.shape[1] + 1), np.float32)
+    chunk = max(16, PRODUCT_SIZE // (len(centroids) * (x.shape[1] + 1)))
+    ones = np.ones((chunk, x.shape[1] + 1), np.float32)
     table = np.vstack([centroids.T, -0.5 * (centroids**2).sum(1)]).astype(np.float32)
     labels = np.empty(len(x), np.intp)
-    for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK]
+    for start in range(0, len(x), chunk):
+        part = x[start : start + chunk]
         ones[: len(part), :-1] = part
-        (ones[: len(part)] @ table).argmax(axis=1, out=labels[start : start + CHUNK])
+        (ones[: len(part)] @ table).argmax(axis=1, out=labels[start : start + chunk])
     return labels
 
 
