@@ -62,8 +62,13 @@ class Reservation(Protocol):
 class Snapshot(Protocol):
     """A resumable prefix: everything needed to go on at token `length`."""
 
-    length: int
-    nbytes: int
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the snapshot holds besides shared pages."""
 
     def release(self) -> None:
         """Drop page references and arrays. Idempotent."""
@@ -72,7 +77,8 @@ class Snapshot(Protocol):
 class KVStore(Protocol):
     """The caches of one method: packed pages of one artifact, or mlx-lm's own arrays.
 
-    MLX thread only, but for `can_ever_fit`, which any thread may ask.
+    MLX thread only, but for `can_ever_fit`, which any thread may ask. Reservations and snapshots (`Any`) are taken
+    back by the store that gave them only.
     """
 
     artifact_id: str | None
@@ -83,16 +89,16 @@ class KVStore(Protocol):
     def usage(self) -> StoreUsage:
         """What the store is and how full it is; cheap."""
 
-    def reserve(self, num_tokens: int, snapshot: Snapshot | None = None) -> Reservation | None:
+    def reserve(self, num_tokens: int, snapshot: Any = None) -> Reservation | None:
         """Promise room for a row that grows to `num_tokens`, less what `snapshot` already holds; None: not now."""
 
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> Reservation | None:
         """Promise room for a row forked at `prompt_len` tokens that grows to `num_tokens`; None: not now."""
 
-    def new_row(self, reservation: Reservation, snapshot: Snapshot | None = None) -> Caches:
+    def new_row(self, reservation: Any, snapshot: Any = None) -> Caches:
         """Caches for `BatchGenerator.insert(caches=)`: empty, or resumed at the snapshot's length."""
 
-    def fork(self, caches: Caches, reservation: Reservation) -> Caches:
+    def fork(self, caches: Caches, reservation: Any) -> Caches:
         """An independent continuation of a single row (from `BatchGenerator.extract_cache`) sharing its pages."""
 
     def snapshot(self, caches: Caches, tokens: Sequence[int]) -> Snapshot | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_shared_system_message_is_read_once(model: Any, tokenizer: Any) -> Non
         ask(loop, request("a", system + users[0], boundaries=(100,)))
         second = ask(loop, request("b", system + users[1], boundaries=(100,)))
         assert second.finish.cached_tokens == 100
-        assert [e.num_done for e in second.of(PromptEvent)][0] == 100
+        assert second.of(PromptEvent)[0].num_done == 100
     with serving(model, tokenizer) as loop:
         assert ask(loop, request("b", system + users[1])).tokens() == second.tokens()
 
@@ -166,7 +167,7 @@ def test_prompt_budget_is_shared_by_rows(model: Any, tokenizer: Any) -> None:
         streams = [loop.stream(request(f"{i}", prompt(300, i), 1)) for i in range(4)]
         answers = [read(iter(s)) for s in streams]
     progress = [[e.num_done for e in a.of(PromptEvent)] for a in answers]
-    steps = [b - a for done in progress for a, b in zip(done, done[1:], strict=False)]
+    steps = [b - a for done in progress for a, b in pairwise(done)]
     assert max(steps) <= 40 and 10 in steps
 
 

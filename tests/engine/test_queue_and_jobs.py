@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_snapshot_positions_are_worth_their_cost() -> None:
 def test_the_longest_prefix_that_leaves_a_token_is_found() -> None:
     prefixes, tokens = PrefixCache(), prompt(50)
     for length in (10, 20, 50):
-        assert prefixes.keep("x", tokens[:length], lambda n=length: FakeSnapshot(n))
+        assert prefixes.keep("x", tokens[:length], partial(FakeSnapshot, length))
     for wanted, asked in ((20, tokens), (50, (*tokens, 1)), (10, tokens[:20]), (10, (*tokens[:15], 1, 2))):
         found = prefixes.find("x", asked)
         assert found is not None and found.length == wanted
@@ -127,7 +128,7 @@ def test_the_least_recently_used_snapshot_goes_first() -> None:
     prefixes, tokens = PrefixCache(), prompt(50)
     kept = {n: FakeSnapshot(n) for n in (10, 20, 30)}
     for n, snapshot in kept.items():
-        prefixes.keep(None, tokens[:n], lambda s=snapshot: s)
+        prefixes.keep(None, tokens[:n], partial(lambda s: s, snapshot))
     assert prefixes.find(None, tokens[:11]) is kept[10]
     assert prefixes.evict_oldest() and kept[20].released
     assert prefixes.evict_oldest(spare=kept[30]) and kept[10].released

@@ -20,7 +20,7 @@ def logprobs(vocab: int = 50, seed: int = 0) -> mx.array:
 
 def draws(params: SamplingParams, index: int, count: int = 30) -> list[int]:
     sampler = make_sampler(params, index)
-    return [sampler(logprobs(seed=i)).item() for i in range(count)]
+    return [int(sampler(logprobs(seed=i))[0]) for i in range(count)]
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95])
@@ -61,7 +61,7 @@ def test_draws_do_not_depend_on_mlx_global_random_state() -> None:
 
 @pytest.mark.parametrize("seed", [-(2**70), -1, 0, 2**64 - 1, 2**64, 2**200])
 def test_any_integer_is_a_seed(seed: int) -> None:
-    assert 0 <= KeyedSampler(SamplingParams(seed=seed), 3)(logprobs()).item() < 50
+    assert 0 <= int(KeyedSampler(SamplingParams(seed=seed), 3)(logprobs())[0]) < 50
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -80,8 +80,7 @@ def processed(params: SamplingParams, tokens: list[int], prompt_len: int, logits
     out = mx.array([logits])
     for process in make_processors(params, prompt_len, eos_ids=(3,)):
         out = process(mx.array(tokens), out)
-    result: list[float] = out[0].tolist()
-    return result
+    return [float(x) for x in np.array(out[0])]
 
 
 def test_presence_and_frequency_count_generated_tokens_only() -> None:
