@@ -34,7 +34,7 @@
 
 namespace vecinfer_mma {
 
-constexpr int kWarps = 8, kThreads = 256, kPage = 64, kQueryCols = 80;
+constexpr int kWarps = 8, kThreads = 256, kPage = 64, kQueryCols = 80, kMaxSlots = 20;
 // Where CUDA puts a block's dynamic shared memory (the first KB is the system's); checked at run time.
 constexpr int kSharedBase = 1024;
 constexpr int kInFlight = VQ_IN_FLIGHT;
@@ -42,15 +42,16 @@ constexpr int kTableBytes = 256 * 256, kMaxSplits = 512;
 constexpr unsigned kAll = 0xffffffffu;
 constexpr float kMasked = -1e30f, kNothingYet = -1e20f, kHeadroom = 6.f;
 
-struct Params {
+struct __align__(16) Params {
   int window, num_sinks, ring_slots, pages_per_split, max_pages, bucket_pages;
   unsigned bucket_magic, slab_magic, pages_per_slab, slab_units, page_units, layer_units;  // units of 64 bytes
   float scale;  // softmax scale x log2(e)
+  int unused[3];
 };
 
 // What the host knows of a row: np of its first and last query, its splits, the ring's first bucket and the buckets of
 // the exact tokens (the sinks' counted once).
-struct Row {
+struct __align__(16) Row {
   int start, min_pages, num_pages, splits, exact_bucket, exact_slots, unused[2];
 };
 
@@ -58,6 +59,11 @@ struct Row {
 __device__ __forceinline__ int divide(int n, unsigned magic) { return magic ? __umulhi(n, magic) : n; }
 
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// The whole block asks for `bytes` bytes.
+__device__ __forceinline__ void fetch_lines(const void* p, int bytes) {
+  for (int i = threadIdx.x * 128; i < bytes; i += kThreads * 128) prefetch(static_cast<const char*>(p) + i);
+}
 
 __device__ __forceinline__ float ex2(float x) {
   float y;
@@ -83,7 +89,7 @@ __device__ __forceinline__ unsigned pack(float a, float b) {
   return *reinterpret_cast<unsigned*>(&h);
 }
 
-__device__ __forceinline__ uint4 load_codes(const uint4* p) {
+__device__ __forceinline__ uint4 load_once(const uint4* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -204,19 +210,23 @@ __device__ __forceinline__ uint4 table_chunk(const typename Entry<d>::type (&e)[
   }
 }
 
-template <int d, int G, bool values>
-__device__ __forceinline__ void fill_tables(unsigned char* tables, const __half* source) {
-  using E = typename Entry<d>::type;
-  const int row = threadIdx.x;
-  E e[G];
+// Row threadIdx.x of the tables: entries of one code from all G tables, loaded early and spread over the row later.
+template <int d, int G, bool values> struct TableRow {
+  typename Entry<d>::type e[G];
+
+  __device__ __forceinline__ void load(const __half* source) {
 #pragma unroll
-  for (int i = 0; i < G; i++) e[i] = reinterpret_cast<const E*>(source)[i * 256 + row];
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const int x = (i + row) & 7;  // lanes start at different chunks: no bank conflicts
-    *reinterpret_cast<uint4*>(tables + row * 256 + (values ? 128 : 0) + x * 16) = table_chunk<d, G, values>(e, x);
+    for (int i = 0; i < G; i++) e[i] = reinterpret_cast<const typename Entry<d>::type*>(source)[i * 256 + threadIdx.x];
   }
-}
+  __device__ __forceinline__ void spread(unsigned char* tables) const {
+    const int row = threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int x = (i + row) & 7;  // lanes start at different chunks: no bank conflicts
+      *reinterpret_cast<uint4*>(tables + row * 256 + (values ? 128 : 0) + x * 16) = table_chunk<d, G, values>(e, x);
+    }
+  }
+};
 
 // Online softmax state of a warp: lane (g, t) holds columns 2t and 2t+1, output dims of run reverse3(g).
 template <int D> struct State {
@@ -276,6 +286,7 @@ template <int D> struct Scratch {
   __half turned[kQueryCols * D];  // q' as operands of make_queries, [tile of 8 columns][D/32][column, t][8]
   float mean_score[kQueryCols];
   int pages_seen[8];  // np of each column
+  int tail_ticket;    // next page of the round's tail
   int flag;
 };
 
@@ -290,8 +301,12 @@ struct Slots {
 
 // q' = R(-b) q and q' . mean of every slot and column. A thread turns 4 rotary pairs of one column in every slot.
 template <typename T, int D, int NC, bool PERM> struct Turner {
-  static constexpr int kLanes = D / 8, kStep = kThreads / kLanes / NC, kPasses = (kQueryCols / NC + kStep - 1) / kStep;
+  static constexpr int kLanes = D / 8, kStep = kThreads / kLanes / NC;
+  static constexpr int kSlots = kQueryCols / NC < kMaxSlots ? kQueryCols / NC : kMaxSlots;
+  static constexpr int kPasses = (kSlots + kStep - 1) / kStep;
   float a[4], b[4], mean_a[4], mean_b[4];
+  static constexpr int kEarly = kPasses < 3 ? kPasses : 3;
+  float4 c[kEarly], s[kEarly];
   int x, column, first_slot;
 
   __device__ __forceinline__ Turner(const T* q, const float* mean, const int* channels, int num_columns) {
@@ -309,36 +324,43 @@ template <typename T, int D, int NC, bool PERM> struct Turner {
     mean_b[0] = v.x, mean_b[1] = v.y, mean_b[2] = v.z, mean_b[3] = v.w;
   }
 
-  __device__ __forceinline__ void turn(Scratch<D>& sh, const Slots& slots, const float* trig, float scale) const {
-    float4 c[kPasses], s[kPasses];
+  // cos and sin for the slots of passes first ... first + kEarly - 1
+  __device__ __forceinline__ void load(const Slots& slots, const float* trig, int first) {
 #pragma unroll
-    for (int i = 0; i < kPasses; i++) {
-      const int slot = first_slot + i * kStep;
+    for (int i = 0; i < kEarly; i++) {
+      const int slot = first_slot + (first + i) * kStep;
       if (slot < slots.num_slots) {
         const float* at = trig + (size_t)slots.bucket(slot) * D + 4 * x;
         c[i] = __ldg(reinterpret_cast<const float4*>(at));
         s[i] = __ldg(reinterpret_cast<const float4*>(at + D / 2));
       }
     }
+  }
+
+  __device__ __forceinline__ void turn(Scratch<D>& sh, const Slots& slots, const float* trig, float scale) {
 #pragma unroll
-    for (int i = 0; i < kPasses; i++) {
-      const int slot = first_slot + i * kStep;
-      if (i * kStep >= slots.num_slots) break;
-      const float cc[4] = {c[i].x, c[i].y, c[i].z, c[i].w}, ss[4] = {s[i].x, s[i].y, s[i].z, s[i].w};
-      float ra[4], rb[4], dot = 0.f;
+    for (int first = 0; first < kPasses; first += kEarly) {
+      if (first * kStep >= slots.num_slots) break;
+      if (first) load(slots, trig, first);
 #pragma unroll
-      for (int k = 0; k < 4; k++) {
-        ra[k] = (a[k] * cc[k] + b[k] * ss[k]) * scale;
-        rb[k] = (b[k] * cc[k] - a[k] * ss[k]) * scale;
-        dot += ra[k] * mean_a[k] + rb[k] * mean_b[k];
-      }
+      for (int i = 0; i < kEarly; i++) {
+        const int slot = first_slot + (first + i) * kStep;
+        const float cc[4] = {c[i].x, c[i].y, c[i].z, c[i].w}, ss[4] = {s[i].x, s[i].y, s[i].z, s[i].w};
+        float ra[4], rb[4], dot = 0.f;
 #pragma unroll
-      for (int off = 1; off < kLanes; off <<= 1) dot += __shfl_xor_sync(kAll, dot, off);
-      if (slot < slots.num_slots && first_slot < kStep) {
-        const int f = slot * NC + column;
-        if (x == 0) sh.mean_score[f] = dot;
-        store(sh, f, x, ra);
-        store(sh, f, D / 8 + x, rb);
+        for (int k = 0; k < 4; k++) {
+          ra[k] = (a[k] * cc[k] + b[k] * ss[k]) * scale;
+          rb[k] = (b[k] * cc[k] - a[k] * ss[k]) * scale;
+          dot += ra[k] * mean_a[k] + rb[k] * mean_b[k];
+        }
+#pragma unroll
+        for (int off = 1; off < kLanes; off <<= 1) dot += __shfl_xor_sync(kAll, dot, off);
+        if (slot < slots.num_slots && first_slot < kStep) {
+          const int f = slot * NC + column;
+          if (x == 0) sh.mean_score[f] = dot;
+          store(sh, f, x, ra);
+          store(sh, f, D / 8 + x, rb);
+        }
       }
     }
   }
@@ -358,7 +380,7 @@ template <int D, int NC> struct Maker {
   __device__ __forceinline__ void load(const uint4* frags) {
     const int lane = threadIdx.x % 32, tile = threadIdx.x / 32 % kTiles;
 #pragma unroll
-    for (int i = 0; i < kTiles; i++) a[i] = __ldg(frags + (tile * kTiles + i) * 32 + lane);
+    for (int i = 0; i < kTiles; i++) a[i] = load_once(frags + (tile * kTiles + i) * 32 + lane);
   }
 
   __device__ __forceinline__ void make(Scratch<D>& sh, int num_slots) const {
@@ -452,31 +474,53 @@ __device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>
   }
 }
 
-// A warp's share of a round's pages, and where they lie: lane i knows page first + i.
+// A warp's share of a round's pages: a run of its own, then pages of the common tail, the first by the warp's number,
+// the others as warps come free. Lane i knows where the run's page i and the tail's page i lie.
 struct Share {
-  int first, count;
-  unsigned units;
+  int first, count, tail_first, tail_count;
+  unsigned units, tail_units;
 
-  __device__ __forceinline__ Share(const Params& p, const int* table, int head_units, int head, int begin, int end) {
+  __device__ __forceinline__ Share(const Params& p, const int* table, int head_units, int begin, int end) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = end - begin;
-    first = begin + n * warp / kWarps;
-    count = begin + n * (warp + 1) / kWarps - first;
-    units = 0;
-    if (lane < count) {
-      const unsigned page = table[first + lane], slab = divide(page, p.slab_magic);
-      units = slab * p.slab_units + (page - slab * p.pages_per_slab) * p.page_units + p.layer_units + head * head_units;
-    }
+    count = max(0, n / kWarps - 3);
+    first = begin + warp * count;
+    tail_first = begin + kWarps * count;
+    tail_count = n - kWarps * count;
+    units = lane < count ? locate(p, table[first + lane], head_units) : 0;
+    tail_units = lane < tail_count ? locate(p, table[tail_first + lane], head_units) : 0;
   }
-  // Ask for the first pages early, without holding registers for them.
+  static __device__ __forceinline__ unsigned locate(const Params& p, unsigned page, int head_units) {
+    const unsigned slab = divide(page, p.slab_magic);
+    return slab * p.slab_units + (page - slab * p.pages_per_slab) * p.page_units + p.layer_units + head_units;
+  }
+  // The first page's bytes, asked for without holding registers for them.
   __device__ __forceinline__ void fetch(const unsigned char* pool, int head_bytes) const {
     const int lane = threadIdx.x % 32;
-    for (int i = 0; i < min(count, 2); i++) {
-      const unsigned char* at = pool + (size_t)__shfl_sync(kAll, units, i) * 64;
-      for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128) prefetch(at + byte);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const bool own = i < count;
+      const unsigned at = __shfl_sync(kAll, own ? units : tail_units, own ? i : threadIdx.x / 32);
+      if (own || (i == count && threadIdx.x / 32 < tail_count)) {
+#pragma unroll 1
+        for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128) prefetch(pool + (size_t)at * 64 + byte);
+      }
     }
   }
-  __device__ __forceinline__ const uint4* page(const unsigned char* pool, int i) const {
-    return reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, units, i) * 64) + threadIdx.x % 32;
+  // The warp's i-th page and its bytes; -1 when the round has none left.
+  __device__ __forceinline__ int take(int i, int* ticket, const unsigned char* pool, const uint4*& bytes) const {
+    const int lane = threadIdx.x % 32;
+    if (i < count) {
+      bytes = reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, units, i) * 64) + lane;
+      return first + i;
+    }
+    int k = threadIdx.x / 32;
+    if (i > count) {
+      if (lane == 0) k = atomicAdd(ticket, 1);
+      k = __shfl_sync(kAll, k, 0);
+    }
+    if (k >= tail_count) return -1;
+    bytes = reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, tail_units, k) * 64) + lane;
+    return tail_first + k;
   }
 };
 
@@ -493,11 +537,11 @@ template <int units> struct Stream {
 
   __device__ __forceinline__ void start(const uint4* page) {
 #pragma unroll
-    for (int i = 0; i < kRing; i++) unit[i] = load_codes(page + i * 32);
+    for (int i = 0; i < kRing; i++) unit[i] = load_once(page + i * 32);
   }
   __device__ __forceinline__ uint4 take(int n, const uint4* page, const uint4* next) {
     const uint4 v = unit[n % kRing];
-    unit[n % kRing] = load_codes((n + kRing < units ? page : next - units * 32) + (n + kRing) * 32);
+    unit[n % kRing] = load_once((n + kRing < units ? page : next - units * 32) + (n + kRing) * 32);
     return v;
   }
 };
@@ -555,14 +599,21 @@ template <int D, int NC> __device__ __forceinline__ void merge_warps(State<D>& s
   __syncthreads();
 }
 
-// Merges a pair's splits into sh.sums and sh.stats.
-template <int D, int NC>
-__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits) {
-  constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads;
-  const int c = threadIdx.x / 32, lane = threadIdx.x % 32;
+// Merges a pair's splits into sh.sums and sh.stats. load_meanwhile() runs while the first loads are under way.
+template <int D, int NC, typename Load>
+__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits,
+                                             Load load_meanwhile) {
+  constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads, kEarly = 10;
+  const int c = threadIdx.x / 32, lane = threadIdx.x % 32, quad = threadIdx.x % kQuads, part = threadIdx.x / kQuads;
+  const float4* quads = reinterpret_cast<const float4*>(partial) + quad;
+  float4 early[kEarly];
+#pragma unroll
+  for (int i = 0; i < kEarly; i++)
+    if (part < kParts && part + i * kParts < splits) early[i] = __ldcg(quads + (size_t)(part + i * kParts) * kQuads);
+  float2 mine = make_float2(kNothingYet, 0.f);
+  if (c < NC && lane < splits) mine = __ldcg(split_stats + lane * NC + c);
+  load_meanwhile();
   if (c < NC) {
-    float2 mine = make_float2(kNothingYet, 0.f);
-    if (lane < splits) mine = __ldcg(split_stats + lane * NC + c);
     float top = mine.x;
     for (int s = lane + 32; s < splits; s += 32) top = fmaxf(top, __ldcg(split_stats + s * NC + c).x);
 #pragma unroll
@@ -579,18 +630,20 @@ __device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, co
     if (lane == 0) sh.stats[c * 2 + 1] = total;
   }
   __syncthreads();
-  const int quad = threadIdx.x % kQuads, part = threadIdx.x / kQuads;
   if (part < kParts) {
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 8
-    for (int s = part; s < splits; s += kParts) {
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(partial + (size_t)s * NC * D) + quad);
-      const float r = sh.weights[s * NC + quad / (D / 4)];
+    auto add = [&](const float4& v, int split) {
+      const float r = sh.weights[split * NC + quad / (D / 4)];
       sum.x += r * v.x;
       sum.y += r * v.y;
       sum.z += r * v.z;
       sum.w += r * v.w;
-    }
+    };
+#pragma unroll
+    for (int i = 0; i < kEarly; i++)
+      if (part + i * kParts < splits) add(early[i], part + i * kParts);
+#pragma unroll 8
+    for (int s = part + kEarly * kParts; s < splits; s += kParts) add(__ldcg(quads + (size_t)s * kQuads), s);
     *reinterpret_cast<float4*>(sh.parts + (part * kQuads + quad) * 4) = sum;
   }
   __syncthreads();
@@ -651,13 +704,18 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
   constexpr int kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8, kHeadUnits = D / KD + D / VD;
   extern __shared__ __align__(1024) unsigned char smem[];
   Scratch<D>& sh = *reinterpret_cast<Scratch<D>*>(smem + kTableBytes);
-  const Params& p = *reinterpret_cast<const Params*>(params);
+  const Params p = *reinterpret_cast<const Params*>(params);
   if (__cvta_generic_to_shared(smem) != kSharedBase) return;  // outputs stay unwritten: the self-test sees it
+  const int head = blockIdx.y % HKV;
+  const uint4* frags = reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32;
+  fetch_lines(frags, D * D * 2);
+  fetch_lines(key_tables + (size_t)head * KG * 256 * KD, KG * 512 * KD);
+  fetch_lines(value_tables + (size_t)head * VG * 256 * VD, VG * 512 * VD);
   const Row row = reinterpret_cast<const Row*>(rows)[blockIdx.z];
   const int split = blockIdx.x;
   if (split >= row.splits) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int head = blockIdx.y % HKV, first_column = blockIdx.y / HKV * 8, num_columns = min(NC, kColumns - first_column);
+  const int first_column = blockIdx.y / HKV * 8, num_columns = min(NC, kColumns - first_column);
   const size_t row_head = (size_t)blockIdx.z * HKV + head, query_offset = (row_head * kColumns + first_column) * D;
   const int num_sinks = p.num_sinks, bucket_pages = p.bucket_pages;
   const bool has_exact = split == row.splits - 1;
@@ -665,56 +723,57 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
   const int end = has_exact ? row.num_pages : min(begin + p.pages_per_split, row.num_pages);
   const int bucket0 = divide(begin, p.bucket_magic), first_exact = row.min_pages * kPage;
   // Buckets whose queries fit at once; no warp's share of their pages may exceed 32.
-  const int page_slots = min(kQueryCols / NC - row.exact_slots, bucket_pages > 8 ? 32 * kWarps / bucket_pages : 32);
+  const int page_slots = min(Turner<T, D, NC, PERM>::kSlots - row.exact_slots, bucket_pages > 8 ? 256 / bucket_pages : 32);
   const int* table = page_table + (size_t)blockIdx.z * p.max_pages;
   const auto round_end = [&](int round) { return min(end, (bucket0 + (round + 1) * page_slots) * bucket_pages); };
-  const uint4* frags = reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32;
 
-  Share share(p, table, kHeadUnits, head, begin, round_end(0));
-  share.fetch(pool, kHeadUnits * 64);
-  fill_tables<KD, KG, false>(smem, key_tables + (size_t)head * KG * 256 * KD);
-  fill_tables<VD, VG, true>(smem, value_tables + (size_t)head * VG * 256 * VD);
-  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
-  const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
-  if (has_exact) {  // the last split is the slowest to start: ask for what only it reads
-    const int num_exact = row.start + L - first_exact;
-    for (int i = threadIdx.x; i < num_exact * (D / 64); i += kThreads) {
-      const size_t at = (row_head * p.ring_slots + (first_exact + i / (D / 64)) % p.ring_slots) * D + i % (D / 64) * 64;
-      prefetch(ring_keys + at);
-      prefetch(ring_values + at);
-    }
-  }
-  if (split == 0) {
-    for (int i = threadIdx.x; i < D * D / 32; i += kThreads) prefetch(value_inverse + (size_t)head * D * D + i * 32);
-  }
-
-  State<D> state;
-  state.clear();
-  Queries<D, NC> q;
-  for (int round = 0, from = begin;; round++) {
-    const int to = round_end(round);
+  const auto slots_of = [&](int round, int from, int to) {
     Slots slots;
     slots.first_bucket = bucket0 + round * page_slots;
     slots.num_page_slots = to > from ? divide(to + bucket_pages - 1, p.bucket_magic) - slots.first_bucket : 0;
     slots.num_slots = slots.num_page_slots + (to == end && has_exact ? row.exact_slots : 0);
     slots.exact_bucket = row.exact_bucket;
-    if (round) {
-      share = Share(p, table, kHeadUnits, head, from, to);
-      share.fetch(pool, kHeadUnits * 64);
-      __syncthreads();
-    }
-    {
-      const Turner<T, D, NC, PERM> turner(queries + query_offset, key_mean + head * D, channels, num_columns);
-      turner.turn(sh, slots, trig, p.scale);
-      Maker<D, NC> maker;
-      maker.load(frags);
-      __syncthreads();
-      maker.make(sh, slots.num_slots);
-      __syncthreads();
-    }
+    return slots;
+  };
 
+  // Ask for everything the start needs, nearest first; then for the first pages, which would stand in its way.
+  int from = begin, to = round_end(0);
+  Slots slots = slots_of(0, from, to);
+  Turner<T, D, NC, PERM> turner(queries + query_offset, key_mean + head * D, channels, num_columns);
+  TableRow<KD, KG, false> key_row;
+  TableRow<VD, VG, true> value_row;
+  Maker<D, NC> maker;
+  key_row.load(key_tables + (size_t)head * KG * 256 * KD);
+  value_row.load(value_tables + (size_t)head * VG * 256 * VD);
+  turner.load(slots, trig, 0);
+  Share share(p, table, head * kHeadUnits, from, to);
+  share.fetch(pool, kHeadUnits * 64);
+  if (has_exact) {  // the last split is the slowest to start: ask for what only it reads
+    const int num_lines = (row.start + L - first_exact) * (D / 64), first_slot = first_exact % p.ring_slots;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < num_lines; i += kThreads) {
+      const int slot = first_slot + i / (D / 64);
+      const size_t at = (row_head * p.ring_slots + (slot < p.ring_slots ? slot : slot - p.ring_slots)) * D + i % (D / 64) * 64;
+      prefetch(ring_keys + at);
+      prefetch(ring_values + at);
+    }
+  }
+  turner.turn(sh, slots, trig, p.scale);
+  maker.load(frags);
+  key_row.spread(smem);
+  value_row.spread(smem);
+  if (threadIdx.x == 0) sh.tail_ticket = kWarps;
+  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
+  __syncthreads();
+  maker.make(sh, slots.num_slots);
+  __syncthreads();
+
+  const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
+  State<D> state;
+  state.clear();
+  Queries<D, NC> q;
+  for (int round = 0;;) {
     Stream<kKeyUnits + kValueUnits> codes;
-    const uint4* page = share.page(pool, 0);
     if (to == end && has_exact) {
       const int sink_tiles = (num_sinks + 15) / 16, ring_tiles = (row.start + L - 1 - first_exact) / 16 + 1;
       for (int i = warp; i < sink_tiles + ring_tiles; i += kWarps) {
@@ -727,17 +786,14 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
                              sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
       }
     }
-    if (share.count > 0) codes.start(page);
-    int slot = divide(share.first, p.bucket_magic) - slots.first_bucket;
-    int in_bucket = (slot + slots.first_bucket + 1) * bucket_pages - share.first;  // pages left in the bucket
-    if (share.count > 0) q.load(sh, slot);
-    for (int i = 0; i < share.count; i++) {
-      if (in_bucket-- == 0) {
-        q.load(sh, ++slot);
-        in_bucket = bucket_pages - 1;
-      }
-      // Past the last page the loads repeat it; nobody reads them.
-      const uint4* next = share.page(pool, min(i + 1, share.count - 1));
+    const uint4* page = reinterpret_cast<const uint4*>(pool);
+    int at = share.take(0, &sh.tail_ticket, pool, page), slot = -1;
+    if (at >= 0) codes.start(page);
+    for (int i = 1; at >= 0; i++) {
+      const int its_slot = divide(at, p.bucket_magic) - slots.first_bucket;
+      if (its_slot != slot) q.load(sh, slot = its_slot);
+      const uint4* next = page;  // past the last page the loads repeat it; nobody reads them
+      const int next_at = share.take(i, &sh.tail_ticket, pool, next);
       float s[4][4];
 #pragma unroll
       for (int tile = 0; tile < 4; tile++) {
@@ -746,7 +802,6 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       }
 #pragma unroll
       for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
-      const int at = share.first + i;
       if (at == 0 || at >= row.min_pages) {
         const int first = at == 0 ? num_sinks : 0;
         const bool seen[2] = {at < sh.pages_seen[2 * t], at < sh.pages_seen[2 * t + 1]};
@@ -764,10 +819,29 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       for (int u = 0; u < kValueUnits; u++)
         value_unit<D, VD>(state.o, codes.take(kKeyUnits + u, page, next), u, w, value_column);
       page = next;
+      at = next_at;
     }
     if (to == end) break;
+    round++;
     from = to;
+    to = round_end(round);
+    slots = slots_of(round, from, to);
+    share = Share(p, table, head * kHeadUnits, from, to);
+    share.fetch(pool, kHeadUnits * 64);
+    {
+      Turner<T, D, NC, PERM> next_turner(queries + query_offset, key_mean + head * D, channels, num_columns);
+      next_turner.load(slots, trig, 0);
+      Maker<D, NC> next_maker;
+      __syncthreads();  // nobody reads the last round's queries any more
+      if (threadIdx.x == 0) sh.tail_ticket = kWarps;
+      next_turner.turn(sh, slots, trig, p.scale);
+      next_maker.load(frags);
+      __syncthreads();
+      next_maker.make(sh, slots.num_slots);
+      __syncthreads();
+    }
   }
+  if (split == 0) fetch_lines(value_inverse + (size_t)head * D * D, D * D * 4);
 
   Merge& merged = *reinterpret_cast<Merge*>(smem);
   Writer<T, D, NC> writer;
@@ -786,8 +860,8 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     if (!sh.flag) return;
     __threadfence();
     if (threadIdx.x == 0) tickets[pair] = 0;
-    writer.load(value_inverse + (size_t)head * D * D);
-    merge_splits<D, NC>(merged, partial + base * NC * D, reinterpret_cast<const float2*>(split_stats) + base * NC, row.splits);
+    merge_splits<D, NC>(merged, partial + base * NC * D, reinterpret_cast<const float2*>(split_stats) + base * NC, row.splits,
+                        [&] { writer.load(value_inverse + (size_t)head * D * D); });
   } else {
     writer.load(value_inverse + (size_t)head * D * D);
   }

@@ -17,7 +17,7 @@
 //            section), V_ likewise | K_SHARED V_SHARED: tables in threadgroup memory
 // Memory     threadgroup: tables + NUM_SIMDGROUPS * max(32 TPL * stride, Dv) f32 + 2 NUM_SIMDGROUPS NQ f32 (limit 32,768 B)
 // Bytes      per token and KV head: key and value codes once per NQ queries
-// Numerics   f32 accumulation; an invisible token weighs exactly 0; a run without visible tokens: max -1e30, sum 0
+// Numerics   f32 accumulation; a run in which a query sees no token has max -1e30 and a finite sum: the merge drops it
 // Limits     positions < 2^31; pool offsets 64-bit; slab_bytes a multiple of 4
 constexpr int K_DIM = K_M0 * K_D0 + K_M1 * K_D1;
 constexpr int V_DIM = V_M0 * V_D0 + V_M1 * V_D1;
@@ -145,7 +145,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
       share_scores<NQ, TPL>(lane, score);
     } else {
       for (int u = 0; u < TPL; ++u) {
-        const int token = base + first + min(kept_token<TPL>(lane, u), num_tokens - 1);
+        const int token = base + first + kept_token<TPL>(lane, u);
         const device half* key =
             token < num_sinks ? sink_key + token * K_DIM : ring_key + token % ring_slots * K_DIM;
         score_exact<NQ, K_DIM>(key, unit_queries, score + u * NQ);
@@ -160,7 +160,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
           const int token = base + first + kept_token<TPL>(lane, u);
           const bool is_visible =
               is_coded ? token >= num_sinks && token < code_end
-                       : token <= position && token < end && (token < num_sinks || token >= code_end);
+                       : token <= position && (token < num_sinks || token >= code_end);
           if (!is_visible) {
             score[u * NQ + n] = MASKED;
           }
@@ -190,8 +190,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     }
     for (int u = 0; u < TPL; ++u) {
       for (int n = 0; n < NQ; ++n) {
-        const float s = score[u * NQ + n];
-        const float w = is_masked && s == MASKED ? 0.0f : metal::fast::exp2(s - running_max[n]);
+        const float w = metal::fast::exp2(score[u * NQ + n] - running_max[n]);
         lane_sum[n] += w;
         weights[kept_token<TPL>(lane, u) * STRIDE + n] = w;
       }

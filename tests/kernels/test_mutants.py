@@ -18,7 +18,7 @@ from tests.msl_on_cpu import KernelFault, installed, options
 # Small, and yet: two tiles of queries that overlap, two sections, masks, sinks, buckets, wrapped ring, an idle lane.
 ATTENTION_SCENES = [
     Geometry(
-        head_dim=80, num_kv_heads=2, gqa_factor=3, query_len=8, key_bits=3, value_bits=1, dtype=mx.float32,
+        head_dim=80, num_kv_heads=2, gqa_factor=3, query_len=7, key_bits=3, value_bits=1, dtype=mx.float32,
         positions=(250, 3), window=WindowSpec(64, 4, 64), rotary_dims=40,
     ),
     Geometry(head_dim=64, num_kv_heads=1, gqa_factor=2, dtype=mx.float32, positions=(2 * 64 + 150,), spread=40.0),
