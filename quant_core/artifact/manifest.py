@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from quant_core.codec import LayerCodec
+from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import ArtifactError
+from quant_core.rotary import Rotary
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
 
 FORMAT = "vecinfer-artifact"
@@ -144,3 +145,21 @@ def _sampled_bytes(array: mx.array) -> bytes:
     stride = max(1, flat.size * array.itemsize // _HASHED_BYTES_PER_ARRAY)
     sample = mx.contiguous(flat[::stride]).view(mx.uint8) if flat.size else mx.zeros((0,), mx.uint8)
     return np.array(sample).tobytes()
+
+
+def layer_from(index: int, data: dict[str, Any], arrays: Mapping[str, mx.array]) -> LayerCodec:
+    """One layer out of `layer_manifest` and the arrays of `layer_arrays`."""
+
+    def vectors(kind: str) -> VectorCodec:
+        prefix, spec = f"layers.{index}.{kind}", spec_from(data[kind])
+        tables = tuple(arrays[f"{prefix}.codebook.{s}"] for s in range(len(spec.sections)))
+        return VectorCodec(
+            spec, arrays[f"{prefix}.mean"], arrays[f"{prefix}.transform"], arrays[f"{prefix}.inverse"], tables
+        )
+
+    turns = data["rotary"]
+    rotary = None
+    if turns is not None:
+        inv_freq = np.array([float.fromhex(f) for f in turns["inv_freq"]], np.float64)
+        rotary = Rotary(turns["head_dim"], inv_freq, turns["traditional"])
+    return LayerCodec(vectors("keys"), vectors("values"), rotary)

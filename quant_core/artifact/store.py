@@ -19,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from quant_core.artifact.manifest import (
     FORMAT_VERSION,
     Manifest,
     content_id,
     layer_arrays,
+    layer_from,
     layer_manifest,
     model_fingerprint,
-    spec_from,
 )
-from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
+from quant_core.codec import ModelCodec
 from quant_core.errors import ArtifactError, QuantError
-from quant_core.rotary import Rotary
 from quant_core.spec import WindowSpec
 
 __all__ = ["ArtifactStore", "Manifest", "model_fingerprint"]
@@ -92,7 +90,7 @@ class ArtifactStore:
             )
         arrays = self._arrays(artifact_id, manifest)
         try:
-            layers = {int(i): _layer(int(i), data, arrays) for i, data in manifest.layers.items()}
+            layers = {int(i): layer_from(int(i), data, arrays) for i, data in manifest.layers.items()}
             window = WindowSpec(**manifest.window)
         except (KeyError, TypeError, ValueError, QuantError) as error:
             raise _corrupted(artifact_id, f"arrays and manifest disagree ({error})") from error
@@ -234,19 +232,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _layer(index: int, data: dict[str, Any], arrays: dict[str, mx.array]) -> LayerCodec:
-    def vectors(kind: str) -> VectorCodec:
-        prefix, spec = f"layers.{index}.{kind}", spec_from(data[kind])
-        tables = tuple(arrays[f"{prefix}.codebook.{s}"] for s in range(len(spec.sections)))
-        return VectorCodec(
-            spec, arrays[f"{prefix}.mean"], arrays[f"{prefix}.transform"], arrays[f"{prefix}.inverse"], tables
-        )
-
-    turns = data["rotary"]
-    rotary = None
-    if turns is not None:
-        inv_freq = np.array([float.fromhex(f) for f in turns["inv_freq"]], np.float64)
-        rotary = Rotary(turns["head_dim"], inv_freq, turns["traditional"])
-    return LayerCodec(vectors("keys"), vectors("values"), rotary)

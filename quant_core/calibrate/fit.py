@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -37,29 +37,45 @@ class LayerFit:
 
 
 def fit_layer(
-    samples: LayerSamples, key_spec: VQSpec, value_spec: VQSpec, transform: TransformName, seed: int, layer: int
+    samples: LayerSamples,
+    key_spec: VQSpec,
+    value_spec: VQSpec,
+    transform: TransformName,
+    seed: int,
+    layer: int,
+    smooth_factors: Array | None = None,
 ) -> Generator[None, None, LayerFit]:
     """Fit one layer; yields after each bounded slice of work.
+
+    Args:
+        smooth_factors: `[Hkv, D]` lambda of the keys, instead of the samples' own.
 
     Raises:
         CodecError: samples that are not finite, or a singular transform.
     """
     assert samples.shift_keys is not None and samples.shift_values is not None  # a window was collected
     weight = samples.query_moment / max(1, samples.num_queries)
-    key_sets = np.concatenate(samples.keys, axis=1), samples.shift_keys, weight
-    value_sets = np.concatenate(samples.values, axis=1), samples.shift_values, None
+    key_sets = np.concatenate(samples.keys, axis=1), samples.shift_keys, weight, smooth_factors
+    value_sets = np.concatenate(samples.values, axis=1), samples.shift_values, None, None
     keys, key_name = yield from _fit_vectors(*key_sets, key_spec, transform, (seed, layer, 0))
     values, value_name = yield from _fit_vectors(*value_sets, value_spec, transform, (seed, layer, 1))
     return LayerFit(LayerCodec(keys, values, samples.geometry.rotary), key_name, value_name)
 
 
 def _fit_vectors(
-    vectors: Array, shift: Array, weight: Array | None, spec: VQSpec, transform: TransformName, seed: tuple[int, ...]
+    vectors: Array,
+    shift: Array,
+    weight: Array | None,
+    factors: Array | None,
+    spec: VQSpec,
+    transform: TransformName,
+    seed: tuple[int, ...],
 ) -> Generator[None, None, tuple[VectorCodec, str]]:
     """The codec of `vectors [Hkv, n, D]` float16 (shifted by `shift [Hkv, D]`)."""
     heads = []
     for h, x in enumerate(vectors.astype(np.float32)):
-        heads.append((x, moments_of(x, None if weight is None else weight[h])))
+        moments = moments_of(x, None if weight is None else weight[h])
+        heads.append((x, moments if factors is None else replace(moments, max_abs=factors[h].astype(np.float64) ** 2)))
         yield
     names = ("learned", "smooth_hadamard") if transform == "auto" else (transform,)
     errors = dict.fromkeys(names, 0.0)
