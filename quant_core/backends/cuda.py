@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 
 from quant_core.backends.device import DeviceBackend
@@ -14,10 +16,10 @@ TARGET_GROUPS = 264
 
 def build(k: KernelSource) -> Launcher:
     """MLX's kernel object; compiled by NVRTC when first launched."""
-    built: Launcher = mx.fast.cuda_kernel(
+    built = mx.fast.cuda_kernel(
         name=k.name, input_names=list(k.inputs), output_names=list(k.outputs), source=k.source, header=k.header
     )
-    return built
+    return cast(Launcher, built)
 
 
 class CudaBackend(DeviceBackend):

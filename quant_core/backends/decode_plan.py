@@ -16,6 +16,8 @@ THREADGROUP_BYTES = 32768
 _MAX_QUERY_CHANNELS = 2048
 _MAX_RUNS = 1024
 
+Ints = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class PartialShape:
@@ -91,7 +93,7 @@ def plan_decode(
         unit_step: units one threadgroup takes at a time (its SIMD groups).
         target_groups: threadgroups wanted in all; more and shorter runs than that cost more to merge than they gain.
     """
-    rows, entries, units = [], [], []
+    rows, entries, units = list[Ints](), list[Ints](), list[int]()
     for b, (start, pages) in enumerate(zip(starts, num_pages, strict=True)):
         last = start + query_len - 1
         first_exact = window.num_code_pages(start)
@@ -104,7 +106,7 @@ def plan_decode(
         units.append(code_units + sinks + last // PAGE_SIZE - first_exact + 1)
     run = -(-sum(units) * groups_per_item // target_groups)
     run = max(unit_step, -(-run // unit_step) * unit_step, -(-max(units) // _MAX_RUNS))
-    work, runs = [], []
+    work, runs = list[Ints](), list[Ints]()
     for b, count in enumerate(units):
         pieces = [(b, first, min(first + run, count), 0) for first in range(0, count, run)]
         runs.append((len(work), len(pieces)))
@@ -112,5 +114,5 @@ def plan_decode(
     return DecodePlan(_ints(entries), len(entries), _ints(work), len(work), _ints(rows), _ints(runs))
 
 
-def _ints(table: list[tuple[int, ...]]) -> mx.array:
+def _ints(table: list[Ints]) -> mx.array:
     return mx.array(np.array(table, np.int32))

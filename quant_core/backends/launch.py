@@ -104,7 +104,9 @@ def append(
             codec.keys.transform, codec.values.transform, cosines, sines, spans,
             ints(window.ring_slots, window.bucket_len),
         ],
-        template=[("T", keys.dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(codec.rotary)],
+        template=[
+            ("T", keys.dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(codec.rotary),
+        ],
         grid=(threads, 2 * heads, batch), threadgroup=(threads, 1, 1),
         output_shapes=[rings.ring_keys.shape, rings.ring_values.shape], output_dtypes=[mx.float16, mx.float16],
     )  # fmt: skip
@@ -180,7 +182,9 @@ def attention(
     plan = plan_decode(starts, length, codes.num_pages, window, n, heads * tiles, shape.num_simdgroups, target_groups)
     cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
     rotated, mean_scores = kernels("vq_attention_queries")(
-        inputs=[queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n, 0, 0), _factor(scale)],
+        inputs=[
+            queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n, 0, 0), _factor(scale),
+        ],
         template=[("T", queries.dtype), ("HEAD_DIM", dim), *_rotary_template(codec.rotary)],
         grid=(-(-plan.num_entries // 8) * 256, heads, n), threadgroup=(256, 1, 1),
         output_shapes=[(heads, plan.num_entries * n, dim), (heads, plan.num_entries * n)],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec import VectorCodec
+from quant_core.spec import WindowSpec
 from tests.kernels import oracle
 from tests.kernels.scene import Geometry, Scene
 
@@ -98,18 +101,23 @@ def check_all(backend: KernelBackend, scene: Scene) -> None:
     check_reconstruct(backend, scene, row, scene.codes.num_pages[row] - 1, 1)
 
 
-def variant(row: list[object], index: int) -> Geometry:
+def variant(row: list[Any], index: int) -> Geometry:
     """The geometry of a row of manifest.toml's variants; batch and positions vary with the row's index."""
-    from quant_core.spec import WindowSpec
-
-    (dim, gqa, kb, vb, kt, vt, dtype, length, rotary, sinks, window, bucket) = row
-    heads = 1 if int(gqa) * int(length) * int(dim) > 1024 else 2  # type: ignore[call-overload]
-    spec = WindowSpec(int(window), int(sinks), int(bucket))  # type: ignore[call-overload]
+    (dim, gqa, key_bits, value_bits, key_tables, value_tables, dtype, length, rotary, sinks, window, bucket) = row
     edges = (0, 1, 62, 63, 64, 65, 127, 128, 191)
     return Geometry(
-        head_dim=int(dim), num_kv_heads=heads, gqa_factor=int(gqa), query_len=int(length),  # type: ignore[call-overload]
-        key_bits=int(kb), value_bits=int(vb), key_tables=int(kt), value_tables=int(vt),  # type: ignore[call-overload]
-        dtype=getattr(mx, str(dtype)), positions=(spec.window + 64 + 3 * index % 64, edges[index % len(edges)]), window=spec,
-        rotary_dims={"partial": int(dim) // 4 * 2, "none": 0}.get(str(rotary)),  # type: ignore[call-overload]
-        traditional=rotary == "interleaved", spread=20.0 if index % 5 == 0 else 1.0,
-    )  # fmt: skip
+        head_dim=dim,
+        num_kv_heads=1 if gqa * length * dim > 1024 else 2,
+        gqa_factor=gqa,
+        query_len=length,
+        key_bits=key_bits,
+        value_bits=value_bits,
+        key_tables=key_tables,
+        value_tables=value_tables,
+        dtype=getattr(mx, dtype),
+        positions=(window + 64 + 3 * index % 64, edges[index % len(edges)]),
+        window=WindowSpec(window, sinks, bucket),
+        rotary_dims={"partial": dim // 4 * 2, "none": 0}.get(rotary),
+        traditional=rotary == "interleaved",
+        spread=20.0 if index % 5 == 0 else 1.0,
+    )

@@ -62,7 +62,9 @@ def _package_folders(leaf: str) -> list[Path]:
             files = metadata.files(package) or []
         except metadata.PackageNotFoundError:
             continue
-        folders |= {Path(str(f.locate())).parents[len(f.parts) - 2 - f.parts.index(leaf)] for f in files if leaf in f.parts}
+        folders |= {
+            Path(str(f.locate())).parents[len(f.parts) - 2 - f.parts.index(leaf)] for f in files if leaf in f.parts
+        }
     return sorted(folders)
 
 

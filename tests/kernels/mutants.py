@@ -1,4 +1,4 @@
-"""Bugs planted in the kernels, one text edit each. Every one has to be found: by a report, a refusal or wrong numbers."""
+"""Bugs planted in the kernels, one text edit each. Each has to be found: by a report, a refusal or wrong numbers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ATTENTION_MUTANTS = [
     Mutant(PARTIAL, "top = metal::max(top, group_max[i * NQ + n]);", "top = group_max[i * NQ + n];"),
     Mutant(PARTIAL, "if (first_query + n >= tile_query) {", "{"),
     Mutant(PARTIAL, "min(tile_query, num_queries - NQ)", "tile_query"),
-    Mutant(PARTIAL, "ulong(kv_head) * ulong(PAGE_SIZE * (K_BYTES + V_BYTES))", "ulong(kv_head) * ulong(PAGE_SIZE * K_BYTES)"),
+    Mutant(PARTIAL, "ulong(PAGE_SIZE * (K_BYTES + V_BYTES))", "ulong(PAGE_SIZE * K_BYTES)"),
     Mutant(PARTIAL, "(is_coded ? PAGE_SIZE * K_BYTES : 0)", "(is_coded ? PAGE_SIZE : 0)"),
     Mutant(PARTIAL, "if (thread_id == 0) {", "if (lane == 0) {"),
     Mutant(PARTIAL, "if (thread_id == 0) {", "if (thread_id == 0 && n == 0) {"),

@@ -1,4 +1,4 @@
-"""A list of variants in which every two values of every two parameters meet; `python -m tests.kernels.pairwise` prints it."""
+"""Variants in which every two values of every two parameters meet; `python -m tests.kernels.pairwise` prints them."""
 
 from __future__ import annotations
 

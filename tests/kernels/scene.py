@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -34,7 +34,7 @@ class Geometry:
     value_tables: int | None = None
     dtype: mx.Dtype = mx.float16
     positions: tuple[int, ...] = (200, 0, 63)
-    window: WindowSpec = WindowSpec()
+    window: WindowSpec = field(default_factory=WindowSpec)
     rotary_dims: int | None = None
     traditional: bool = False
     scale: float | None = None
@@ -111,15 +111,14 @@ def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.ar
     """The scene's codes with one page of a row replaced by `keys, values [Hkv, 64, code_bytes]`."""
     codes, layer = scene.codes, scene.codes.layer
     packed = mx.concatenate(
-        [pack_block(keys, scene.codec.keys.spec, "keys"), pack_block(values, scene.codec.values.spec, "values")], axis=-1
+        [pack_block(keys, scene.codec.keys.spec, "keys"), pack_block(values, scene.codec.values.spec, "values")],
+        axis=-1,
     )
     pool = np.array(codes.pool)
     number = int(codes.page_table[row, page].item())
     start = number % codes.pages_per_slab * codes.page_bytes + layer.offset
     pool[number // codes.pages_per_slab, start : start + layer.nbytes] = np.array(packed).reshape(-1)
-    return PagedCodes(
-        mx.array(pool), codes.page_table, codes.num_pages, layer, codes.pages_per_slab, codes.page_bytes
-    )
+    return PagedCodes(mx.array(pool), codes.page_table, codes.num_pages, layer, codes.pages_per_slab, codes.page_bytes)
 
 
 def relative_error(got: mx.array, want: mx.array) -> float:

@@ -63,7 +63,9 @@ def test_mutant_is_found(
     mutant: Mutant, checks: Callable[[MetalBackend], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = kernel_source.read
-    monkeypatch.setattr(kernel_source, "read", lambda path: mutant.apply(read(path)) if path == mutant.file else read(path))
+    monkeypatch.setattr(
+        kernel_source, "read", lambda path: mutant.apply(read(path)) if path == mutant.file else read(path)
+    )
     kernel_source.load_kernel.cache_clear()
     try:
         with installed(), options(runs=(("random", 1), ("reverse", 0))), pytest.raises((KernelFault, AssertionError)):

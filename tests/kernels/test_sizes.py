@@ -67,9 +67,7 @@ def test_a_padded_query_reads_no_page_its_row_lacks(metal: MetalBackend) -> None
     codes = scene.codes
     short = type(codes)(codes.pool, codes.page_table[:, :1], (1,), codes.layer, codes.pages_per_slab, codes.page_bytes)
     g = scene.geometry
-    out = metal.vq_attention(
-        scene.queries, g.softmax_scale, g.positions, scene.rings, short, scene.codec, g.window
-    )
+    out = metal.vq_attention(scene.queries, g.softmax_scale, g.positions, scene.rings, short, scene.codec, g.window)
     assert np.isfinite(np.array(out)).all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from quant_core.backends.kernel_source import manifest
@@ -12,8 +14,8 @@ from tests.kernels.scene import make_scene
 from tests.msl_on_cpu import last_results
 from tests.msl_on_cpu.execution import THREADGROUP_LIMIT_BYTES
 
-VARIANTS = manifest()["variants"]
-ROWS: list[list[object]] = VARIANTS["rows"]  # type: ignore[assignment]
+VARIANTS: Any = manifest()["variants"]
+ROWS: list[list[Any]] = VARIANTS["rows"]
 
 
 def test_the_list_covers_every_pair() -> None:

@@ -101,7 +101,7 @@ def _check_include() -> Path:
 
 
 def typecheck(source: str, function: str, template: str) -> list[str]:
-    """Diagnostics of a compile in which device, constant and threadgroup are distinct address spaces. Cached when clean."""
+    """Diagnostics of a compile with device, constant and threadgroup as address spaces. Cached when clean."""
     text = translation_unit(source, function, template, executable=False)
     passed = cache_dir() / f"checked-{hashlib.sha256((_stamp() + text).encode()).hexdigest()[:24]}"
     if passed.exists():

@@ -167,7 +167,12 @@ def _run(
     _STATE.last[name] = results
     for order, seed in _STATE.options.runs:
         result = kernel.run(
-            arguments, grid, group, order=order, seed=seed, strict_simd=_STATE.options.strict_simd  # type: ignore[arg-type]
+            arguments,
+            grid,
+            group,
+            order=order,
+            seed=seed,
+            strict_simd=_STATE.options.strict_simd,  # type: ignore[arg-type]
         )
         results.append(result)
         if result.reports:

@@ -30,7 +30,10 @@ REFUSED = {
     "double": ("double d = 1.0;", ""),
     "reserved word vertex": ("int vertex = 1;", ""),
     "reserved word device": ("int device = 1;", ""),
-    "name of the library": ("float z = mix(1.0f, 2.0f, 0.5f);", "inline float mix(float a, float b, float c) { return a; }\n"),
+    "name of the library": (
+        "float z = mix(1.0f, 2.0f, 0.5f);",
+        "inline float mix(float a, float b, float c) { return a; }\n",
+    ),
     "bare pointer": ("float* p = &y[0];", ""),
     "thread pointer to device": ("thread float* p = &y[0];", ""),
     "dropped const": ("device float* p = &x[0];", ""),
@@ -59,12 +62,16 @@ UNDEFINED = {
     "out of bounds": ("y[i] = x[i + 1];", "out-of-bounds read"),
     "race in threadgroup memory": ("threadgroup float b[64]; b[i] = x[i]; y[i] = b[63 - i];", "RACE"),
     "simdgroup barrier is too weak": (
-        "threadgroup float b[64]; b[i] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = b[63 - i];", "RACE",
+        "threadgroup float b[64]; b[i] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = b[63 - i];",
+        "RACE",
     ),
     "barrier of the wrong memory": (
         "threadgroup float b[64]; b[i] = x[i]; threadgroup_barrier(mem_flags::mem_device); y[i] = b[63 - i];", "RACE",
     ),
-    "uninitialised read": ("threadgroup float b[64]; if (i < 32) { b[i] = x[i]; } " + BARRIER + " y[i] = b[i];", "UNINITIALISED"),
+    "uninitialised read": (
+        "threadgroup float b[64]; if (i < 32) { b[i] = x[i]; } " + BARRIER + " y[i] = b[i];",
+        "UNINITIALISED",
+    ),
     "unwritten output": ("if (i != 7) { y[i] = x[i]; }", "only 252 of 256 bytes"),
     "barrier in a branch": ("if (i < 40) { " + BARRIER + " } y[i] = x[i];", "BARRIER"),
     "simd operation in a branch": ("float v = 0; if (i % 32 < 9) { v = simd_sum(x[i]); } y[i] = v;", "DIVERGENT"),
