@@ -286,7 +286,6 @@ template <int D> struct Scratch {
   __half turned[kQueryCols * D];  // q' as operands of make_queries, [tile of 8 columns][D/32][column, t][8]
   float mean_score[kQueryCols];
   int pages_seen[8];  // np of each column
-  int tail_ticket;    // next page of the round's tail
   int flag;
 };
 
@@ -474,53 +473,32 @@ __device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>
   }
 }
 
-// A warp's share of a round's pages: a run of its own, then pages of the common tail, the first by the warp's number,
-// the others as warps come free. Lane i knows where the run's page i and the tail's page i lie.
+// A warp's share of a round's pages, and where they lie: lane i knows page first + i.
 struct Share {
-  int first, count, tail_first, tail_count;
-  unsigned units, tail_units;
+  int first, count;
+  unsigned units;
 
   __device__ __forceinline__ Share(const Params& p, const int* table, int head_units, int begin, int end) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = end - begin;
-    count = max(0, n / kWarps - 3);
-    first = begin + warp * count;
-    tail_first = begin + kWarps * count;
-    tail_count = n - kWarps * count;
-    units = lane < count ? locate(p, table[first + lane], head_units) : 0;
-    tail_units = lane < tail_count ? locate(p, table[tail_first + lane], head_units) : 0;
+    first = begin + n * warp / kWarps;
+    count = begin + n * (warp + 1) / kWarps - first;
+    units = 0;
+    if (lane < count) {
+      const unsigned page = table[first + lane], slab = divide(page, p.slab_magic);
+      units = slab * p.slab_units + (page - slab * p.pages_per_slab) * p.page_units + p.layer_units + head_units;
+    }
   }
-  static __device__ __forceinline__ unsigned locate(const Params& p, unsigned page, int head_units) {
-    const unsigned slab = divide(page, p.slab_magic);
-    return slab * p.slab_units + (page - slab * p.pages_per_slab) * p.page_units + p.layer_units + head_units;
+  __device__ __forceinline__ const uint4* page(const unsigned char* pool, int i) const {
+    return reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, units, i) * 64) + threadIdx.x % 32;
   }
-  // The first page's bytes, asked for without holding registers for them.
+  // Ask for the first pages early, without holding registers for them.
   __device__ __forceinline__ void fetch(const unsigned char* pool, int head_bytes) const {
     const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const bool own = i < count;
-      const unsigned at = __shfl_sync(kAll, own ? units : tail_units, own ? i : threadIdx.x / 32);
-      if (own || (i == count && threadIdx.x / 32 < tail_count)) {
+    for (int i = 0; i < min(count, 2); i++) {
+      const unsigned char* at = pool + (size_t)__shfl_sync(kAll, units, i) * 64;
 #pragma unroll 1
-        for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128) prefetch(pool + (size_t)at * 64 + byte);
-      }
+      for (int byte = lane * 128; byte < head_bytes; byte += 32 * 128) prefetch(at + byte);
     }
-  }
-  // The warp's i-th page and its bytes; -1 when the round has none left.
-  __device__ __forceinline__ int take(int i, int* ticket, const unsigned char* pool, const uint4*& bytes) const {
-    const int lane = threadIdx.x % 32;
-    if (i < count) {
-      bytes = reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, units, i) * 64) + lane;
-      return first + i;
-    }
-    int k = threadIdx.x / 32;
-    if (i > count) {
-      if (lane == 0) k = atomicAdd(ticket, 1);
-      k = __shfl_sync(kAll, k, 0);
-    }
-    if (k >= tail_count) return -1;
-    bytes = reinterpret_cast<const uint4*>(pool + (size_t)__shfl_sync(kAll, tail_units, k) * 64) + lane;
-    return tail_first + k;
   }
 };
 
@@ -762,7 +740,6 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
   maker.load(frags);
   key_row.spread(smem);
   value_row.spread(smem);
-  if (threadIdx.x == 0) sh.tail_ticket = kWarps;
   if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
   __syncthreads();
   maker.make(sh, slots.num_slots);
@@ -786,14 +763,20 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
                              sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
       }
     }
-    const uint4* page = reinterpret_cast<const uint4*>(pool);
-    int at = share.take(0, &sh.tail_ticket, pool, page), slot = -1;
-    if (at >= 0) codes.start(page);
-    for (int i = 1; at >= 0; i++) {
-      const int its_slot = divide(at, p.bucket_magic) - slots.first_bucket;
-      if (its_slot != slot) q.load(sh, slot = its_slot);
-      const uint4* next = page;  // past the last page the loads repeat it; nobody reads them
-      const int next_at = share.take(i, &sh.tail_ticket, pool, next);
+    const uint4* page = share.page(pool, 0);
+    int slot = divide(share.first, p.bucket_magic) - slots.first_bucket;
+    int in_bucket = (slot + slots.first_bucket + 1) * bucket_pages - share.first;  // pages left in the bucket
+    if (share.count > 0) {
+      codes.start(page);
+      q.load(sh, slot);
+    }
+    for (int i = 0; i < share.count; i++) {
+      if (in_bucket-- == 0) {
+        q.load(sh, ++slot);
+        in_bucket = bucket_pages - 1;
+      }
+      // Past the last page the loads repeat it; nobody reads them.
+      const uint4* next = share.page(pool, min(i + 1, share.count - 1));
       float s[4][4];
 #pragma unroll
       for (int tile = 0; tile < 4; tile++) {
@@ -802,6 +785,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       }
 #pragma unroll
       for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
+      const int at = share.first + i;
       if (at == 0 || at >= row.min_pages) {
         const int first = at == 0 ? num_sinks : 0;
         const bool seen[2] = {at < sh.pages_seen[2 * t], at < sh.pages_seen[2 * t + 1]};
@@ -819,7 +803,6 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       for (int u = 0; u < kValueUnits; u++)
         value_unit<D, VD>(state.o, codes.take(kKeyUnits + u, page, next), u, w, value_column);
       page = next;
-      at = next_at;
     }
     if (to == end) break;
     round++;
@@ -833,8 +816,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       next_turner.load(slots, trig, 0);
       Maker<D, NC> next_maker;
       __syncthreads();  // nobody reads the last round's queries any more
-      if (threadIdx.x == 0) sh.tail_ticket = kWarps;
-      next_turner.turn(sh, slots, trig, p.scale);
+          next_turner.turn(sh, slots, trig, p.scale);
       next_maker.load(frags);
       __syncthreads();
       next_maker.make(sh, slots.num_slots);

@@ -169,7 +169,7 @@ def _params(scale: float, plan: SplitPlan, codes: PagedCodes, window: WindowSpec
             window.window, window.num_sink_tokens, window.ring_slots, plan.pages_per_split, codes.page_table.shape[1],
             bucket_pages, _magic(bucket_pages), _magic(codes.pages_per_slab), codes.pages_per_slab,
             codes.pool.shape[1] // 64, codes.page_bytes // 64, codes.layer.offset // 64,
-            int(np.float32(scale * 1.4426950408889634).view(np.uint32)),
+            int(np.float32(scale * 1.4426950408889634).view(np.uint32)), 0, 0, 0,
         )
     )  # fmt: skip
 
@@ -195,7 +195,7 @@ class AttentionMma:
             and all(_fits(c) for c in (codec.keys, codec.values))
             and not (codec.values.spec.sections[0].subvec_dim == 8 and codec.values.spec.sections[0].num_codebooks > 2)
             and window.bucket_len <= 256 * PAGE_SIZE
-            and (window.window + 72) // window.bucket_len <= 6
+            and (window.window + 72) // window.bucket_len <= 4
             and (codes.pool.shape[0] == 1 or codes.pool.shape[1] % 64 == 0)
             and codes.pool.size < 2**38
             and codes.pool.shape[0] * codes.pages_per_slab**2 < 2**32
