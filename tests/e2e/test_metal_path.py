@@ -44,7 +44,7 @@ def configuration(folder: Path, backend: str) -> ServerConfig:
     )  # fmt: skip
 
 
-def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], EngineLoop, Assembly]:
+def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], Assembly]:
     """Start the server's engine as `vecinfer serve` does and ask it one question; per token its log-probabilities."""
     assert config.data_dir is not None
     check_device(config)
@@ -64,7 +64,7 @@ def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], Engine
         assert got.finish.reason == "length" and ends == []
         proved = loop.status().kv
         assert proved is not None and all(layer.packed for layer in proved.layers)
-        return [entry for e in got.of(TokenEvent) for entry in e.logprobs], loop, assembly
+        return [entry for e in got.of(TokenEvent) for entry in e.logprobs], assembly
     finally:
         loop.shutdown(0)
 
@@ -77,7 +77,7 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     codec = random_codec(2, 2, 64, window=WindowSpec(window=16, num_sink_tokens=4, bucket_len=64))
     store.set_active(fingerprint, store.put(codec, {}, fingerprint))
     assert folder.is_dir()
-    wanted, _, _ = answer(configuration(tmp_path, "reference"))
+    wanted, _ = answer(configuration(tmp_path, "reference"))
 
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     backends: list[Any] = []
@@ -94,7 +94,7 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Assembly, "proven_store", remembered)
     monkeypatch.setattr(doctor, "model_cases", few)  # all sizes are tests/kernels' business
     with installed():
-        got, loop, assembly = answer(configuration(tmp_path, "metal"))
+        got, assembly = answer(configuration(tmp_path, "metal"))
         launches = {name: last_results(name)[0] for name in LAUNCHED}
     (backend,) = backends
     assert isinstance(backend, CompositeBackend) and isinstance(backend.device, MetalBackend)
