@@ -42,6 +42,11 @@ def install() -> None:
     base.quantized_scaled_dot_product_attention = dispatch
 
 
+def patch_mlx_lm_for_fused_sdpa(model: Any = None) -> None:
+    """`install()` under the name of the VecInfer page; the one patched name serves every `model`."""
+    install()
+
+
 def uninstall() -> None:
     """Put mlx-lm's own function back. Does nothing when not installed."""
     base.quantized_scaled_dot_product_attention = getattr(
