@@ -72,6 +72,11 @@ extern Launch L;
 extern u8* stacks;
 extern size_t num_stacks;
 
+u32 next_random();
+// Make the fibers of a threadgroup, ready to run.
+void set_up_threads(const uint group[3], const uint num_groups[3]);
+// Run them to their end.
+void run_group(std::vector<int>& ready);
 // Record a report; text before '#' identifies it, repeats are only counted.
 void say(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // Leave the current fiber for good and end the launch.
