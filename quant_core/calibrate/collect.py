@@ -22,6 +22,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SKIPPED_TOKENS = 4
 # Bytes all kept samples may take; tokens beyond are thinned out evenly.
 SAMPLE_BUDGET_BYTES = 600_000_000
+# Layers whose samples are taken in one slice, a few milliseconds each.
+LAYERS_PER_SLICE = 8
 # Queries meet a bucket from up to this many buckets behind its start.
 REACH_BUCKETS = 8
 
@@ -83,7 +85,8 @@ def collect(
         chosen = np.sort(rng.permutation(usable)[: max(1, round(keep * len(usable)))])
         for index, capture in captures.items():
             _take(samples[index], capture, chosen, window.bucket_len, rng, index)
-        yield done
+            if index % LAYERS_PER_SLICE == 0:
+                yield done
     return samples
 
 

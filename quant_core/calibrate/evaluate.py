@@ -77,6 +77,8 @@ def window_loss(
         chunk = mx.array([list(tokens[start : start + slice_tokens])])
         following = mx.array(list(tokens[start + 1 : start + 1 + chunk.shape[1]]))
         p = _log_probs(model(chunk, cache=exact))
+        mx.eval(p)
+        yield done + start
         q = _log_probs(model(chunk, cache=packed))
         n = following.shape[0]
         kl = (mx.exp(p) * (p - q)).sum(-1)

@@ -19,6 +19,7 @@ MIN_WINDOW_LEN = 160
 # Tokens of one prompt and its continuation; several fill a window. Short ones batch wide, which decodes faster.
 DOCUMENT_LEN = 128
 TEMPERATURE = 0.8
+PIECE_CHARS = 2000
 MAX_ROWS = 64
 
 
@@ -35,7 +36,7 @@ def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_
     windows: list[list[int]] = []
     rest: list[int] = []
     for text in texts:
-        tokens = list(tokenizer.encode(text, add_special_tokens=False))
+        tokens = [t for piece in _pieces(text) for t in tokenizer.encode(piece, add_special_tokens=False)]
         cut = len(tokens) - len(tokens) % body
         windows += [tokens[i : i + body] for i in range(0, cut, body)]
         rest += tokens[cut:]
@@ -49,6 +50,20 @@ def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_
     step = max(1.0, len(long_enough) / num_samples)
     picked = [long_enough[int(i * step)] for i in range(min(num_samples, len(long_enough)))]
     return [prefix + w for w in picked]
+
+
+def _pieces(text: str) -> list[str]:
+    """The text cut at line ends into pieces of about PIECE_CHARS, which tokenizers take without complaint."""
+    pieces: list[list[str]] = [[]]
+    size = 0
+    for line in text.splitlines(keepends=True):
+        for part in (line[i : i + PIECE_CHARS] for i in range(0, len(line), PIECE_CHARS)):
+            if size + len(part) > PIECE_CHARS:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(part)
+            size += len(part)
+    return ["".join(p) for p in pieces if p]
 
 
 def builtin_prompts() -> list[str]:
