@@ -1,45 +1,19 @@
-"""What the engine says about itself: counters and frozen status objects, published by the MLX thread."""
+"""What the engine says about itself: frozen status objects, published by the MLX thread."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from quant_core.cache.store import HeldBytes
+from server.engine.counters import Counters
 from server.engine.interface import EngineStatus, KVStatus, LayerStatus
 from server.engine.lane import Lane
-from server.engine.prefix_cache import PrefixCache
+from server.engine.scheduler import Loaded, Scheduler
 
-STEP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
 KV_INTERVAL_S = 0.25
-
-
-class Counters:
-    """Numbers that only grow. MLX thread writes; `copy` is what others see."""
-
-    def __init__(self) -> None:
-        self._values: defaultdict[str, float] = defaultdict(float)
-        self._values["step_s_count"] = self._values["step_s_sum"] = 0.0
-        for bound in STEP_BOUNDS_S:
-            self._values[f"step_s_le_{bound}"] = 0.0
-
-    def add(self, name: str, value: float = 1) -> None:
-        """Raise a counter."""
-        self._values[name] += value
-
-    def add_step(self, seconds: float) -> None:
-        """A step's time goes into the histogram."""
-        self.add("step_s_count")
-        self.add("step_s_sum", seconds)
-        for bound in STEP_BOUNDS_S:
-            if seconds <= bound:
-                self.add(f"step_s_le_{bound}")
-
-    def copy(self) -> dict[str, float]:
-        """All counters now."""
-        return dict(self._values)
 
 
 class KVMeter:
@@ -90,10 +64,48 @@ def _add(held: Sequence[HeldBytes]) -> dict[str, int]:
     return {part: sum(getattr(h, part) for h in held) for part in ("codes", "rings", "snapshots", "other")}
 
 
-def with_prefix_counters(counters: dict[str, float], prefixes: PrefixCache) -> dict[str, float]:
-    """Counters, and what the prefix cache did."""
-    stats = prefixes.stats()
-    return counters | {
+@dataclass(frozen=True)
+class Whereabouts:
+    """State, why, and how far."""
+
+    state: str
+    detail: str
+    progress: float | None
+
+
+class Board:
+    """Makes the status after each step. MLX thread only."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._meter = KVMeter()
+
+    def status(
+        self, where: Whereabouts, loaded: Loaded | None, scheduler: Scheduler | None, *, fresh: bool
+    ) -> EngineStatus:
+        """The status now; `fresh` measures the KV memory anew. Queue and token age are the reader's to add."""
+        active = scheduler.active if scheduler is not None else None
+        lanes = scheduler.lanes if scheduler is not None else []
+        return EngineStatus(
+            state=where.state,
+            detail=where.detail,
+            progress=where.progress,
+            model_id=loaded.model_id if loaded is not None else "",
+            context_len=loaded.context_len if loaded is not None else 0,
+            num_running=scheduler.num_running if scheduler is not None else 0,
+            num_waiting=0,
+            last_token_age_s=None,
+            active_artifact=active.store.artifact_id if active is not None else None,
+            live_artifacts=tuple(a for a in (lane.store.artifact_id for lane in lanes) if a),
+            backend=active.store.usage().backend if active is not None else "",
+            kv=self._meter.read(lanes, active, fresh=fresh),
+            counters=self._counters.copy() | (_prefix_counters(scheduler) if scheduler is not None else {}),
+        )
+
+
+def _prefix_counters(scheduler: Scheduler) -> dict[str, float]:
+    stats = scheduler.prefixes.stats()
+    return {
         "prefix_hits": stats.num_hits,
         "prefix_misses": stats.num_misses,
         "snapshots_evicted": stats.num_evicted,

@@ -18,7 +18,8 @@ from quant_core.cache.store import KVStore
 from quant_core.errors import QuantError
 from server.config import ServerConfig
 from server.engine.admission import Ticket, WaitingQueue, check_request
-from server.engine.board import Counters, KVMeter, initial_status, with_prefix_counters
+from server.engine.board import Board, Whereabouts, initial_status
+from server.engine.counters import Counters
 from server.engine.interface import EngineStatus
 from server.engine.jobs import JobRunner
 from server.engine.mailbox import AsyncEvents, BlockingEvents, Mailbox
@@ -72,7 +73,7 @@ class EngineLoop:
         self._closed = False
         self._drain_deadline_s: float | None = None
         self._counters = Counters()
-        self._meter = KVMeter()
+        self._board = Board(self._counters)
         self._jobs = JobRunner()
         self._pulse = Pulse()
         self._loaded: Loaded | None = None
@@ -317,25 +318,8 @@ class EngineLoop:
         mx.clear_streams()
 
     def _publish(self, *, fresh: bool) -> None:
-        s = self._scheduler
-        counters = self._counters.copy()
-        active = s.active if s is not None else None
-        self._status = EngineStatus(
-            state=self._state,
-            detail=self._detail,
-            progress=self._progress,
-            model_id=self._loaded.model_id if self._loaded is not None else "",
-            context_len=self._loaded.context_len if self._loaded is not None else 0,
-            num_running=s.num_running if s is not None else 0,
-            num_waiting=len(self._waiting),
-            last_token_age_s=None,
-            active_artifact=active.store.artifact_id if active is not None else None,
-            live_artifacts=tuple(a for a in (x.store.artifact_id for x in s.lanes) if a) if s is not None else (),
-            backend=active.store.usage().backend if active is not None else "",
-            kv=self._meter.read(s.lanes, active, fresh=fresh) if s is not None else None,
-            kv_last_busy=self._meter.last_busy,
-            counters=with_prefix_counters(counters, s.prefixes) if s is not None else counters,
-        )
+        where = Whereabouts(self._state, self._detail, self._progress)
+        self._status = self._board.status(where, self._loaded, self._scheduler, fresh=fresh)
 
     # The end
 

@@ -14,8 +14,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
-from server.engine.admission import Limits, Ticket, WaitingQueue, reserve
-from server.engine.board import Counters
+from server.engine.admission import Limits, Promise, Ticket, WaitingQueue, reserve
+from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
 from server.engine.lane import Lane, Progress, UnprovenCacheError
 from server.engine.prefix_cache import PrefixCache
@@ -117,7 +117,7 @@ class Scheduler:
                     f"{len(busy)} artifacts are live (requests still run on the older one); try again when they ended",
                     code="too_many_live_artifacts",
                 )
-            keep = self._config.wired_limit != "off"
+            keep = self._config.wired_limit == "auto"
             known = Lane(
                 self._model, store, self.vocabulary, self._eos_ids, self.prefixes, self._config.max_num_seqs, keep
             )
@@ -145,7 +145,7 @@ class Scheduler:
                 self._end(ticket, ErrorEvent(ticket.request.request_id, message, "insufficient_memory", 503))
                 continue
             self.prefixes.used(promise.snapshot)
-            self._running[ticket.request.request_id] = self.active, self.active.start(ticket, promise)
+            self._start(self.active, ticket, promise)
 
     def generate(self) -> Progress:
         """One step of every lane that has rows; the prompt budget is shared by all rows that read prompts."""
@@ -178,6 +178,20 @@ class Scheduler:
         for lane in [lane for lane in self.lanes if lane is not self.active and not lane.rows]:
             self.lanes.remove(lane)
             self.prefixes.drop_artifact(lane.store.artifact_id)
+
+    def _start(self, lane: Lane, ticket: Ticket, promise: Promise) -> None:
+        try:
+            self._running[ticket.request.request_id] = lane, lane.start(ticket, promise)
+        except Exception as error:  # the engine loop's guard: one bad request must not end the server
+            log.exception("a request could not be started")
+            message = f"the request could not be started: {type(error).__name__}: {error}"
+        else:
+            return
+        for running in [r for r in lane.running() if r.ticket is ticket]:
+            lane.remove(running)
+        for reservation in promise.reservations:
+            reservation.release()
+        self._end(ticket, ErrorEvent(ticket.request.request_id, message, "engine_error"))
 
     def _step(self, lane: Lane, prefill_tokens: int) -> Progress:
         try:

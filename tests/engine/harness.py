@@ -15,12 +15,9 @@ from quant_core.cache.store import KVStore
 from server.config import ServerConfig
 from server.engine.loop import EngineLoop, Loaded
 from server.engine.request import (
-    AbortEvent,
     EngineEvent,
-    ErrorEvent,
     FinishEvent,
     GenerationRequest,
-    PromptEvent,
     SamplingParams,
     TokenEvent,
     is_terminal,
@@ -148,6 +145,3 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.002)
-
-
-__all__ = ["AbortEvent", "ErrorEvent", "PromptEvent", "TokenEvent"]

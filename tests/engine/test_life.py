@@ -98,6 +98,25 @@ def test_a_failed_step_ends_its_requests_and_nothing_else(
         assert loop.status().counters["failed_steps"] == 1
 
 
+def test_a_request_that_cannot_start_fails_alone(model: Any, tokenizer: Any) -> None:
+    class Refusing(PlainStore):
+        refuse = False
+
+        def new_row(self, *args: Any) -> Any:
+            if self.refuse and len(self.reservations) == 3:
+                raise PoolError("no row")
+            return super().new_row(*args)
+
+    store = Refusing(model, 64 << 20, 8)
+    with serving(model, tokenizer, lambda: store) as loop:
+        other = loop.stream(request("a", prompt(9), 400))
+        next(e for e in other if isinstance(e, TokenEvent))
+        store.refuse = True
+        error = read(iter(loop.stream(request("b", prompt(1), 5, n=2)))).events[-1]
+        assert isinstance(error, ErrorEvent) and "no row" in error.message
+        assert isinstance(list(other)[-1], FinishEvent)
+
+
 def test_an_error_inside_the_model_frees_everything(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from server.engine.request import EngineEvent, FinishEvent, PromptEvent, SamplingParams, TokenEvent
 from server.errors import ContextLengthError, NotReadyError, QueueFullError
 from tests.engine.harness import ENDLESS, GREEDY, Answer, ask, prompt, read, request, serving, wait_until
+from tests.helpers.tiny_models import build_tiny_model
 
 LENGTHS = (5, 130, 33, 64, 1, 90)
 
@@ -99,6 +100,20 @@ def test_a_shared_system_message_is_read_once(model: Any, tokenizer: Any) -> Non
         assert second.of(PromptEvent)[0].num_done == 100
     with serving(model, tokenizer) as loop:
         assert ask(loop, request("b", system + users[1])).tokens() == second.tokens()
+
+
+def test_sliding_window_layers_batch_and_resume(tokenizer: Any) -> None:
+    gemma = build_tiny_model("gemma3_text")
+    asked = [request(f"{i}", prompt(n, i), 40) for i, n in enumerate((90, 7))]
+    with serving(gemma, tokenizer) as loop:
+        alone = [ask(loop, r).tokens() for r in asked]
+        turn = request("t", (*asked[0].prompt, *alone[0], 9), 6)
+        resumed = ask(loop, turn)
+        assert resumed.finish.cached_tokens == 130
+    with serving(gemma, tokenizer) as loop:
+        assert [read(iter(s)).tokens() for s in [loop.stream(r) for r in asked]] == alone
+    with serving(gemma, tokenizer) as loop:
+        assert ask(loop, turn).tokens() == resumed.tokens()
 
 
 def test_a_stop_string_split_across_tokens_never_leaks(model: Any, tokenizer: Any) -> None:
