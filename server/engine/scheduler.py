@@ -18,6 +18,7 @@ from server.engine.admission import Limits, Promise, Ticket, WaitingQueue, reser
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
 from server.engine.lane import Lane, Progress, UnprovenCacheError
+from server.engine.pace import PrefillPace
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
 from server.engine.running import RunningRequest
@@ -87,7 +88,7 @@ class Scheduler:
         self._waiting = waiting
         self._counters = counters
         self._on_end = on_end
-        self._prefill_tokens = config.prefill_tokens_per_step or default_prefill_tokens()
+        self._pace = PrefillPace(config.prefill_tokens_per_step or default_prefill_tokens())
         self._running: dict[str, tuple[Lane, RunningRequest]] = {}
         self._blocked: Ticket | None = None
         self._num_failed_steps = 0
@@ -149,13 +150,17 @@ class Scheduler:
 
     def generate(self) -> Progress:
         """One step of every lane that has rows; the prompt budget is shared by all rows that read prompts."""
-        total = Progress()
+        total, start = Progress(), time.monotonic()
+        decoding = any(lane.num_rows > lane.num_prefill_rows for lane in self.lanes)
+        budget = self._pace.tokens(decoding=decoding)
         for lane in [lane for lane in self.lanes if lane.rows]:
             num_readers = max(1, sum(other.num_prefill_rows for other in self.lanes))
-            progress = self._step(lane, max(1, self._prefill_tokens // num_readers))
+            progress = self._step(lane, max(1, budget // num_readers))
             total.num_generated += progress.num_generated
             total.num_prompt += progress.num_prompt
         self._counters.add("generated_tokens", total.num_generated)
+        if total.num_prompt:
+            self._pace.took(time.monotonic() - start, decoding=decoding)
         return total
 
     def abort(self, ticket: Ticket, event: EngineEvent) -> None:
