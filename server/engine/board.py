@@ -86,6 +86,7 @@ class Board:
         """The status now; `fresh` measures the KV memory anew. Queue and token age are the reader's to add."""
         active = scheduler.active if scheduler is not None else None
         lanes = scheduler.lanes if scheduler is not None else []
+        kv = self._meter.read(lanes, active, fresh=fresh)
         return EngineStatus(
             state=where.state,
             detail=where.detail,
@@ -98,7 +99,8 @@ class Board:
             active_artifact=active.store.artifact_id if active is not None else None,
             live_artifacts=tuple(a for a in (lane.store.artifact_id for lane in lanes) if a),
             backend=active.store.usage().backend if active is not None else "",
-            kv=self._meter.read(lanes, active, fresh=fresh),
+            kv=kv,
+            kv_last_busy=self._meter.last_busy,
             counters=self._counters.copy() | (_prefix_counters(scheduler) if scheduler is not None else {}),
         )
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Of the time spent on chats, what a job may take too: under 1, so that chats keep more than half their speed.
-JOB_SHARE = 0.8
+# Of the time spent on chats, what a job may take too: well under 1, so that chats keep more than half their speed.
+JOB_SHARE = 0.6
 # Credit that a busy engine may save up; more would let a job stall chats for longer.
 MAX_CREDIT_S = 0.5
 

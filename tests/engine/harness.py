@@ -24,7 +24,7 @@ from server.engine.request import (
 )
 
 CONTEXT_LEN = 1024
-GREEDY = SamplingParams(temperature=0.0, num_logprobs=0)
+
 # The tiny model's end token is rarely the likeliest one, but a test must not depend on that.
 ENDLESS = SamplingParams(temperature=0.0, num_logprobs=0, allow_eos=False)
 
