@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from quant_core.cache.packed_store import build_caches
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec import ModelCodec
 from quant_core.errors import ArtifactError
-from quant_core.spec import VQSpec, WindowSpec
+from quant_core.spec import MAX_DECODE_LEN, VQSpec, WindowSpec
 from server.config import ServerConfig, blas_environment, user_data_dir
 from server.doctor import VERDICTS_FILE, VerdictBook, cases_for, run_selftest, verdict_key
 from server.errors import ModelError
@@ -32,8 +32,8 @@ from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 
 # Prompt and answer of the speed measurement, by device.
-_PROMPT_LEN = {"reference": 256, "metal": 1024, "cuda": 2048}
-_CHUNK_LEN, _ANSWER_LEN = 256, 24
+_PROMPT_LEN = {"reference": 384, "metal": 1024, "cuda": 2048}
+_CHUNK_LEN, _ANSWER_LEN = 128, 16
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def examine(config: ServerConfig, with_model: bool, report: Report) -> Examinati
     verdicts: list[KernelVerdict] = []
     if isinstance(backend, CompositeBackend):
         if loaded is not None and codec is not None:
-            own = cases_for(loaded.model, codec)
+            every_len = tuple(range(1, MAX_DECODE_LEN + 1))
+            own = [replace(c, query_lens=every_len) for c in cases_for(loaded.model, codec)]
             book = VerdictBook(user_data_dir(config) / VERDICTS_FILE, verdict_key(name, own))
             book.clear()
             verdicts += _tested(backend, own, book, report)

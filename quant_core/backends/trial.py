@@ -33,7 +33,7 @@ class Case:
         gqa_factor: query heads per KV head.
         dtype: of keys, values and queries as the model makes them.
         window: which tokens stay exact.
-        query_lens: numbers of new positions taken at once.
+        query_lens: numbers of new positions taken at once; each is compiled apart, seconds on CUDA.
         row_lens: tokens each row of the batch holds before them.
     """
 
@@ -41,7 +41,7 @@ class Case:
     gqa_factor: int
     dtype: mx.Dtype
     window: WindowSpec
-    query_lens: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    query_lens: tuple[int, ...] = (1, 3, 8)
     row_lens: tuple[int, ...] = ROW_LENS
 
     @property
