@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 from rich.console import Console
 
@@ -13,7 +13,7 @@ from server.app import create_app, http_server
 from server.calibration.procedure import calibration_slices
 from server.calibration.service import CalibrationService, CalibrationTarget
 from server.commands.progress import report_progress
-from server.config import ServerConfig, load_keys, user_data_dir
+from server.config import LogConfig, ServerConfig, load_keys, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.log import setup_logging
@@ -46,8 +46,7 @@ def run(config: ServerConfig) -> None:
                     assembly.model.model, assembly.model.tokenizer, assembly.fingerprint, assembly.make_store
                 )
             )
-        for line in banner(config, loaded, assembly):
-            console.print(line, highlight=False, markup=False)
+        announce(banner(config, loaded, assembly), console, config.log)
         return loaded
 
     engine = EngineLoop(config, startup)
@@ -72,6 +71,16 @@ def banner(config: ServerConfig, loaded: Loaded, assembly: Assembly) -> list[str
     body = f'{{"model":"{loaded.model_id}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
     key = ' -H "Authorization: Bearer $KEY"' if load_keys(config).api else ""
     return [*lines, f"try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"]
+
+
+def announce(lines: Iterable[str], console: Console, config: LogConfig) -> None:
+    """Say it on standard error, and in the log file if there is one; at a terminal the log shows its records itself."""
+    logged = config.file is not None and log.isEnabledFor(logging.INFO)
+    for line in lines:
+        if logged:
+            log.info("%s", line)
+        if not (logged and console.is_terminal):
+            console.print(line, highlight=False, markup=False)
 
 
 def _reported(slices: Generator[Progress, None, Loaded], report: Report) -> Generator[Progress, None, Loaded]:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from fastapi import Request
 from starlette.responses import Response
@@ -25,7 +26,7 @@ from server.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
-from server.errors import BadRequestError, ContextLengthError, NotReadyError, ServerError
+from server.errors import BadRequestError, ContextLengthError, NotReadyError, QueueFullError, ServerError
 from server.metrics import Timing
 from server.prompt import TokenizedPrompt
 from server.schemas.answers import AnswerFormat, Choice, Envelope, Piece, Usage
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 # Nobody reads this answer; the number is what web servers log for a client that hung up.
 CLIENT_CLOSED_REQUEST = 499
+# After the pool was too full for a request that had waited: by then others have ended.
+RETRY_AFTER_S = 10
 INTERNAL_ERROR = ServerError("internal error; the server's log has the details", code="internal_error")
 
 
@@ -243,8 +246,16 @@ def _track(tagged: Tagged, progress: Progress, timing: Timing, *, keep: bool) ->
 
 
 def _engine_error(event: ErrorEvent) -> ServerError:
-    error = (BadRequestError if event.status < 500 else ServerError)(event.message, code=event.code)
-    error.status = event.status
+    """The event as what HTTP says: 429 and 503 may be tried again, and say when."""
+    error: ServerError
+    if event.status == HTTPStatus.TOO_MANY_REQUESTS:
+        error = QueueFullError(event.message, retry_after_s=RETRY_AFTER_S)
+    elif event.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        error = NotReadyError(event.message, retry_after_s=RETRY_AFTER_S)
+    else:
+        error = (BadRequestError if event.status < 500 else ServerError)(event.message)
+        error.status = event.status
+    error.code = event.code
     return error
 
 

@@ -182,6 +182,20 @@ async def test_engine_error_without_streaming_is_an_error_answer(client: httpx.A
     }
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [("queue_timeout", 429, "rate_limit_error"), ("insufficient_memory", 503, "server_error")],
+)
+async def test_what_may_be_tried_again_says_when(
+    client: httpx.AsyncClient, engine: FakeEngine, code: str, status: int, kind: str
+) -> None:
+    engine.script.error_after, engine.script.error = 0, (code, status)
+    answer = await client.post(URL, json={"messages": USER})
+    assert answer.status_code == status
+    assert int(answer.headers["Retry-After"]) > 0
+    assert (answer.json()["error"]["type"], answer.json()["error"]["code"]) == (kind, code)
+
+
 @pytest.mark.parametrize("bug", [False, True])
 async def test_error_after_the_first_byte_is_an_error_event(
     client: httpx.AsyncClient, engine: FakeEngine, bug: bool

@@ -63,6 +63,7 @@ class Script:
         token_delay_s, prompt_delay_s: pauses before each token, and while the prompt is being read.
         queue_free: requests that are taken before the queue is full; None: no limit.
         error_after: tokens before the engine fails on the request; None: never.
+        error: code and status of that failure.
         raise_after: tokens before the event stream itself raises (a bug in the engine); None: never.
         cached_tokens: prompt tokens said to come from a snapshot.
     """
@@ -72,6 +73,7 @@ class Script:
     prompt_delay_s: float = 0.0
     queue_free: int | None = None
     error_after: int | None = None
+    error: tuple[str, int] = ("engine_error", 500)
     raise_after: int | None = None
     cached_tokens: int = 0
 
@@ -134,7 +136,7 @@ class FakeEngine:
             num_tokens = 0
             for piece in script.pieces[: request.max_tokens]:
                 if script.error_after == num_tokens:
-                    yield ErrorEvent(rid, "the model broke", "engine_error")
+                    yield ErrorEvent(rid, "the model broke", *script.error)
                     return
                 if script.raise_after == num_tokens:
                     raise ZeroDivisionError("a bug in the engine")
