@@ -20,7 +20,9 @@ MIN_WINDOW_LEN = 160
 DOCUMENT_LEN = 128
 TEMPERATURE = 0.8
 PIECE_CHARS = 2000
-MAX_ROWS = 64
+# Prompt tokens of all rows read in one slice.
+PREFILL_TOKENS = 64
+MAX_ROWS = 32
 
 
 def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_len: int) -> list[list[int]]:
@@ -83,21 +85,24 @@ def builtin_windows(
     per_window = max(1, round(sample_len / DOCUMENT_LEN))
     document_len = -(-sample_len // per_window)
     prompts = _encoded_prompts(tokenizer, num_samples * per_window, document_len, seed)
-    clock, documents = Clock("text"), list[list[int]]()
-    num_steps = -(-len(prompts) // MAX_ROWS) * document_len
-    for start in range(0, len(prompts), MAX_ROWS):
-        batch = prompts[start : start + MAX_ROWS]
-        rows = _continue(model, batch, document_len, mx.random.key(seed * 1000 + start))
+    # Prompts of like length go together: what all of a batch share is read at once instead of step by step.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches = [order[i : i + MAX_ROWS] for i in range(0, len(order), MAX_ROWS)]
+    clock, documents = Clock("text"), dict[int, list[int]]()
+    for number, batch in enumerate(batches):
+        rows = _continue(model, [prompts[i] for i in batch], document_len, mx.random.key(seed * 1000 + number))
         while True:
             try:
-                length = next(rows)
+                part = next(rows)
             except StopIteration as stop:
-                documents += stop.value
+                documents.update(zip(batch, stop.value, strict=True))
                 break
-            done = start // MAX_ROWS * document_len + length
-            yield clock.at(done / num_steps, f"writing calibration text, {length * len(batch)} tokens")
-    # Documents that follow one another in the prompts are of different kinds; so are those of a window.
-    return [list(chain(*documents[i::num_samples]))[:sample_len] for i in range(num_samples)]
+            yield clock.at((number + part) / len(batches), f"writing calibration text, part {number + 1}")
+    # Prompts that follow one another are of different kinds; so are the documents of a window.
+    return [
+        list(chain(*(documents[i] for i in range(w, len(prompts), num_samples))))[:sample_len]
+        for w in range(num_samples)
+    ]
 
 
 def _encoded_prompts(tokenizer: Any, count: int, document_len: int, seed: int) -> list[list[int]]:
@@ -121,15 +126,20 @@ def _encoded_prompts(tokenizer: Any, count: int, document_len: int, seed: int) -
 
 def _continue(
     model: Any, prompts: list[list[int]], length: int, key: mx.array
-) -> Generator[int, None, list[list[int]]]:
-    """Rows of `length` tokens that begin with the prompts; yields the length reached."""
+) -> Generator[float, None, list[list[int]]]:
+    """Rows of `length` tokens that begin with the prompts; yields the part done after each decode step."""
     shortest = min(len(p) for p in prompts)
     forced = np.full((len(prompts), length), -1, np.int32)
     for row, prompt in zip(forced, prompts, strict=True):
         row[: len(prompt)] = prompt
     caches = make_prompt_cache(model)
     columns = [forced[:, :shortest]]
-    tokens = mx.array(forced[:, :shortest])
+    step = max(1, PREFILL_TOKENS // len(prompts))
+    for start in range(0, shortest - 1, step):
+        model(mx.array(forced[:, start : min(start + step, shortest - 1)]), cache=caches)
+        mx.eval([c.state for c in caches])  # and not the logits
+        yield start / length
+    tokens = mx.array(forced[:, shortest - 1 : shortest])
     for position in range(shortest, length):
         key, draw = mx.random.split(key)
         logits = model(tokens, cache=caches)[:, -1].astype(mx.float32)
@@ -138,7 +148,7 @@ def _continue(
         tokens = mx.where(wanted >= 0, wanted, sampled)[:, None]
         mx.eval(tokens, [c.state for c in caches])
         columns.append(np.array(tokens))
-        yield position + 1
+        yield (position + 1) / length
     return [[int(t) for t in row] for row in np.concatenate(columns, axis=1)]
 
 
