@@ -154,6 +154,34 @@ __device__ __forceinline__ void score_unit(float (&s)[4][4], const uint4& w, int
   }
 }
 
+// The same for up to 4 columns, without moves: an entry (d 8), or the entries of two sub-vectors (d 4), are one operand
+// as they come, rows g holding one half of a token's dims and rows g + 8 the other; columns 0-3 multiply the first half,
+// columns 4-7 the second (see Queries). c[o] belongs to the 8 tokens o*8 + g.
+template <int D, int d>
+__device__ __forceinline__ void score_halves(float (&c)[8][4], const uint4& w, int u, const unsigned (&q)[D / 32][2],
+                                             unsigned column) {
+#pragma unroll
+  for (int o = 0; o < 8; o++) {
+    const auto e = look_up<d>(column, word(w, o / 4), o % 4), f = look_up<d>(column, word(w, 2 + o / 4), o % 4);
+    if constexpr (d == 4) {
+      mma(c[o], e.x, e.y, f.x, f.y, q[u][0], q[u][1]);
+    } else {
+      mma(c[o], e.x, e.y, e.z, e.w, q[2 * u][0], q[2 * u][1]);
+      mma(c[o], f.x, f.y, f.z, f.w, q[2 * u + 1][0], q[2 * u + 1][1]);
+    }
+  }
+}
+
+// Adds the halves: lanes t < 2 keep tokens g of a, lanes t >= 2 tokens g of b, both columns 2 (t % 2) and the next.
+__device__ __forceinline__ void join_halves(float (&s)[2], const float (&a)[4], const float (&b)[4]) {
+  const bool low = threadIdx.x % 4 < 2;
+#pragma unroll
+  for (int k = 0; k < 2; k++) {
+    const float other = __shfl_xor_sync(kAll, low ? b[k] : a[k + 2], 2);
+    s[k] = (low ? a[k] : b[k + 2]) + other;
+  }
+}
+
 // o += values . p for two dims of four tokens (a, b, c, e: tokens 2t, 2t+1, 2t+8, 2t+9).
 __device__ __forceinline__ void add_values(float (&o)[4], unsigned a, unsigned b, unsigned c, unsigned e,
                                            const unsigned (&p)[2]) {
@@ -228,8 +256,9 @@ template <int d, int G, bool values> struct TableRow {
   }
 };
 
-// Online softmax state of a warp: lane (g, t) holds columns 2t and 2t+1, output dims of run reverse3(g).
-template <int D> struct State {
+// Online softmax state of a warp: lane (g, t) holds columns 2t and 2t+1 (halves: 2 (t % 2) and the next), output dims of
+// run reverse3(g).
+template <int D, bool halves> struct State {
   float o[D / 16][4];
   float max0, max1, sum0, sum1;
 
@@ -241,16 +270,16 @@ template <int D> struct State {
   }
 
   // Raise the maxima when the scores exceed them by more than float16 weights can carry.
-  template <int N> __device__ __forceinline__ void raise(const float (&s)[N][4]) {
+  template <int N, int K> __device__ __forceinline__ void raise(const float (&s)[N][K]) {
     float a = s[0][0], b = s[0][1];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-      a = fmaxf(a, fmaxf(s[i][0], s[i][2]));
-      b = fmaxf(b, fmaxf(s[i][1], s[i][3]));
+      a = fmaxf(a, fmaxf(s[i][0], s[i][K - 2]));
+      b = fmaxf(b, fmaxf(s[i][1], s[i][K - 1]));
     }
     if (!__any_sync(kAll, a > max0 + kHeadroom || b > max1 + kHeadroom)) return;
 #pragma unroll
-    for (int off = 4; off < 32; off <<= 1) {
+    for (int off = halves ? 2 : 4; off < 32; off <<= 1) {
       a = fmaxf(a, __shfl_xor_sync(kAll, a, off));
       b = fmaxf(b, __shfl_xor_sync(kAll, b, off));
     }
@@ -277,6 +306,13 @@ template <int D> struct State {
     sum1 += e1 + e3;
     p[0] = transpose8x8(pack(e0, e1));
     p[1] = transpose8x8(pack(e2, e3));
+  }
+  __device__ __forceinline__ void weigh(const float (&s)[2], unsigned (&p)[2]) {
+    const float e0 = ex2(s[0] - max0), e1 = ex2(s[1] - max1);
+    sum0 += e0;
+    sum1 += e1;
+    p[0] = transpose8x8(pack(e0, e1));
+    p[1] = __shfl_xor_sync(kAll, p[0], 16);
   }
 };
 
@@ -406,21 +442,26 @@ template <int D, int NC> struct Maker {
   }
 };
 
-// One slot's queries in registers.
-template <int D, int NC> struct Queries {
-  unsigned q[D / 16][2];
+// One slot's queries in registers, for score_unit or score_halves, and what the scores start from.
+template <int D, int NC, bool halves> struct Queries {
+  unsigned q[halves ? D / 32 : D / 16][2];
   float mean0, mean1;
 
   __device__ __forceinline__ void load(const Scratch<D>& sh, int slot) {
-    const int lane = threadIdx.x % 32, t = lane % 4;
+    const int lane = threadIdx.x % 32, t = lane % 4, from = halves ? lane % 16 : lane;
 #pragma unroll
     for (int u = 0; u < D / 32; u++) {
       uint4 v = make_uint4(0, 0, 0, 0);
-      if (lane < NC * 4) v = *reinterpret_cast<const uint4*>(sh.made + slot * NC * D + (u * NC * 4 + lane) * 8);
-      q[2 * u][0] = v.x;
-      q[2 * u][1] = v.y;
-      q[2 * u + 1][0] = v.z;
-      q[2 * u + 1][1] = v.w;
+      if (from < NC * 4) v = *reinterpret_cast<const uint4*>(sh.made + slot * NC * D + (u * NC * 4 + from) * 8);
+      if constexpr (halves) {
+        q[u][0] = lane < 16 ? v.x : v.y;
+        q[u][1] = lane < 16 ? v.z : v.w;
+      } else {
+        q[2 * u][0] = v.x;
+        q[2 * u][1] = v.y;
+        q[2 * u + 1][0] = v.z;
+        q[2 * u + 1][1] = v.w;
+      }
     }
     mean0 = 2 * t < NC ? sh.mean_score[slot * NC + 2 * t] : 0.f;
     mean1 = 2 * t + 1 < NC ? sh.mean_score[slot * NC + 2 * t + 1] : 0.f;
@@ -430,9 +471,17 @@ template <int D, int NC> struct Queries {
 // np(i)
 __device__ __forceinline__ int pages_at(int position, int window) { return max(0, (position + 1 - window) / kPage); }
 
+// Which of a tile's 16 tokens, and which column, score i of lane (g, t) belongs to.
+template <bool halves> __device__ __forceinline__ int token_of(int g, int t, int i) {
+  return g + 8 * (halves ? t / 2 : i / 2);
+}
+template <bool halves> __device__ __forceinline__ int column_of(int t, int i) {
+  return halves ? 2 * (t % 2) + i : 2 * t + i % 2;
+}
+
 // Attention over the 16 exact tokens from position `first` on: sinks, or the ring.
-template <int D, int NC, int L>
-__device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>& q, const Params& p, const Row& row,
+template <int D, int NC, int L, bool halves>
+__device__ __forceinline__ void exact_tile(State<D, halves>& state, const Queries<D, NC, halves>& q, const Params& p, const Row& row,
                                            int first_column, int first, bool sinks, const __half* keys,
                                            const __half* values) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, run = reverse3(g);
@@ -442,18 +491,32 @@ __device__ __forceinline__ void exact_tile(State<D>& state, const Queries<D, NC>
     const int s = first_slot + min(i, last - first);
     return s >= p.ring_slots ? s - p.ring_slots : s;
   };
-  float s[1][4] = {{q.mean0, q.mean1, q.mean0, q.mean1}};
   const uint4* k0 = reinterpret_cast<const uint4*>(keys + slot(g) * D + t * (D / 4));
   const uint4* k1 = reinterpret_cast<const uint4*>(keys + slot(g + 8) * D + t * (D / 4));
+  constexpr int K = halves ? 2 : 4;
+  float s[1][K];
+  if constexpr (halves) {
+    float c0[4] = {q.mean0, q.mean1, 0.f, 0.f}, c1[4] = {q.mean0, q.mean1, 0.f, 0.f};
 #pragma unroll
-  for (int u = 0; u < D / 32; u++) {
-    const uint4 a = k0[u], b = k1[u];
-    mma(s[0], a.x, b.x, a.y, b.y, q.q[2 * u][0], q.q[2 * u][1]);
-    mma(s[0], a.z, b.z, a.w, b.w, q.q[2 * u + 1][0], q.q[2 * u + 1][1]);
+    for (int u = 0; u < D / 32; u++) {
+      const uint4 a = k0[u], b = k1[u];
+      mma(c0, a.x, a.y, a.z, a.w, q.q[u][0], q.q[u][1]);
+      mma(c1, b.x, b.y, b.z, b.w, q.q[u][0], q.q[u][1]);
+    }
+    join_halves(s[0], c0, c1);
+  } else {
+    s[0][0] = s[0][2] = q.mean0;
+    s[0][1] = s[0][3] = q.mean1;
+#pragma unroll
+    for (int u = 0; u < D / 32; u++) {
+      const uint4 a = k0[u], b = k1[u];
+      mma(s[0], a.x, b.x, a.y, b.y, q.q[2 * u][0], q.q[2 * u][1]);
+      mma(s[0], a.z, b.z, a.w, b.w, q.q[2 * u + 1][0], q.q[2 * u + 1][1]);
+    }
   }
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int j = first + g + (i / 2) * 8, end = row.start + (first_column + 2 * t + i % 2) % L;
+  for (int i = 0; i < K; i++) {
+    const int j = first + token_of<halves>(g, t, i), end = row.start + (first_column + column_of<halves>(t, i)) % L;
     const int begin = max(p.num_sinks, pages_at(end, p.window) * kPage);
     if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
   }
@@ -535,10 +598,10 @@ struct Merge {
 };
 
 // Merges the warps' states into sh.sums and sh.stats.
-template <int D, int NC> __device__ __forceinline__ void merge_warps(State<D>& st, Merge& sh) {
+template <int D, int NC, bool halves> __device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, run = reverse3(g);
 #pragma unroll
-  for (int off = 4; off < 32; off <<= 1) {
+  for (int off = halves ? 2 : 4; off < 32; off <<= 1) {
     st.sum0 += __shfl_xor_sync(kAll, st.sum0, off);
     st.sum1 += __shfl_xor_sync(kAll, st.sum1, off);
   }
@@ -680,6 +743,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
                                        float* split_stats) {
   constexpr int kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
   constexpr int kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8, kHeadUnits = D / KD + D / VD;
+  constexpr bool kHalves = NC <= 4 && KD != 2;
   extern __shared__ __align__(1024) unsigned char smem[];
   Scratch<D>& sh = *reinterpret_cast<Scratch<D>*>(smem + kTableBytes);
   const Params p = *reinterpret_cast<const Params*>(params);
@@ -746,9 +810,9 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
   __syncthreads();
 
   const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
-  State<D> state;
+  State<D, kHalves> state;
   state.clear();
-  Queries<D, NC> q;
+  Queries<D, NC, kHalves> q;
   for (int round = 0;;) {
     Stream<kKeyUnits + kValueUnits> codes;
     if (to == end && has_exact) {
@@ -758,7 +822,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
         const int first = sinks ? i * 16 : first_exact + (i - sink_tiles) * 16;
         q.load(sh, slots.num_page_slots +
                        (sinks ? 0 : 1 + divide(first / kPage, p.bucket_magic) - row.exact_bucket));
-        exact_tile<D, NC, L>(state, q, p, row, first_column, first, sinks,
+        exact_tile<D, NC, L, kHalves>(state, q, p, row, first_column, first, sinks,
                              sinks ? sink_keys + row_head * num_sinks * D : ring_keys + row_head * p.ring_slots * D,
                              sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
       }
@@ -777,23 +841,38 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       }
       // Past the last page the loads repeat it; nobody reads them.
       const uint4* next = share.page(pool, min(i + 1, share.count - 1));
-      float s[4][4];
+      constexpr int K = kHalves ? 2 : 4;
+      float s[4][K];
+      if constexpr (kHalves) {
+        float c[8][4];
 #pragma unroll
-      for (int tile = 0; tile < 4; tile++) {
-        s[tile][0] = s[tile][2] = q.mean0;
-        s[tile][1] = s[tile][3] = q.mean1;
+        for (int o = 0; o < 8; o++) {
+          c[o][0] = q.mean0;
+          c[o][1] = q.mean1;
+          c[o][2] = c[o][3] = 0.f;
+        }
+#pragma unroll
+        for (int u = 0; u < kKeyUnits; u++) score_halves<D, KD>(c, codes.take(u, page, next), u, q.q, key_column);
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) join_halves(s[tile], c[2 * tile], c[2 * tile + 1]);
+      } else {
+#pragma unroll
+        for (int tile = 0; tile < 4; tile++) {
+          s[tile][0] = s[tile][2] = q.mean0;
+          s[tile][1] = s[tile][3] = q.mean1;
+        }
+#pragma unroll
+        for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
       }
-#pragma unroll
-      for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
       const int at = share.first + i;
       if (at == 0 || at >= row.min_pages) {
         const int first = at == 0 ? num_sinks : 0;
-        const bool seen[2] = {at < sh.pages_seen[2 * t], at < sh.pages_seen[2 * t + 1]};
+        const bool seen[2] = {at < sh.pages_seen[column_of<kHalves>(t, 0)], at < sh.pages_seen[column_of<kHalves>(t, 1)]};
 #pragma unroll
         for (int tile = 0; tile < 4; tile++)
 #pragma unroll
-          for (int k = 0; k < 4; k++)
-            s[tile][k] = (tile * 16 + (k / 2) * 8 + g >= first) & seen[k % 2] ? s[tile][k] : kMasked;
+          for (int k = 0; k < K; k++)
+            s[tile][k] = (tile * 16 + token_of<kHalves>(g, t, k) >= first) & seen[k % 2] ? s[tile][k] : kMasked;
       }
       state.raise(s);
       unsigned w[4][2];
@@ -827,7 +906,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
 
   Merge& merged = *reinterpret_cast<Merge*>(smem);
   Writer<T, D, NC> writer;
-  merge_warps<D, NC>(state, merged);
+  merge_warps<D, NC, kHalves>(state, merged);
   if (row.splits > 1) {
     const int pair = blockIdx.z * gridDim.y + blockIdx.y;
     const size_t base = (size_t)pair * gridDim.x;
