@@ -41,7 +41,7 @@ def bucket_table(rotary: Rotary, bucket_len: int, num_buckets: int) -> tuple[mx.
     return rotary.tables(np.arange(num_buckets) * bucket_len)
 
 
-def _bucket_angles(rotary: Rotary, bucket_len: int, positions: Positions) -> tuple[mx.array, mx.array]:
+def bucket_angles(rotary: Rotary, bucket_len: int, positions: Positions) -> tuple[mx.array, mx.array]:
     """cos and sin for R(b) of each position's bucket, `[..., dims/2]`."""
     buckets = positions // bucket_len
     size = 8
@@ -56,7 +56,7 @@ def keys_in(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len:
     """`k~ [B, Hkv, T, D]` float32 of raw keys `[B, Hkv, T, D]` at `positions [B, T]`."""
     x = keys.astype(mx.float32)
     if codec.rotary is not None:
-        cos, sin = _bucket_angles(codec.rotary, bucket_len, positions)
+        cos, sin = bucket_angles(codec.rotary, bucket_len, positions)
         x = codec.rotary.apply(x, cos[:, None], -sin[:, None])
     return _project(x, codec.keys)
 
@@ -75,7 +75,7 @@ def queries_in(queries: mx.array, buckets: Positions, codec: LayerCodec, bucket_
     """Queries `[B, Hkv, N, D]` as `buckets` read them: `[nb]`, alike for all rows, or `[B, nb]`."""
     x = queries.astype(mx.float32)[:, :, None]
     if codec.rotary is not None:
-        cos, sin = _bucket_angles(codec.rotary, bucket_len, buckets.reshape(-1, 1, buckets.shape[-1], 1) * bucket_len)
+        cos, sin = bucket_angles(codec.rotary, bucket_len, buckets.reshape(-1, 1, buckets.shape[-1], 1) * bucket_len)
         x = codec.rotary.apply(x, cos, -sin)
     else:
         x = mx.broadcast_to(x, (*x.shape[:2], buckets.shape[-1], *x.shape[3:]))

@@ -14,10 +14,12 @@ from quant_core.backends.reference import reconstruct
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.prefill import attend_row_fused, can_fuse
 from quant_core.spec import PAGE_SIZE, WindowSpec
 
-# Pages of history a prompt chunk attends to at once: 1,024 tokens.
-PREFILL_BLOCK_PAGES = 16
+# Pages of history a prompt chunk attends to at once: 1,024 tokens; and what a fused call reconstructs at once.
+BLOCK_PAGES = 16
+FUSED_BLOCK_PAGES = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,32 +128,28 @@ class PrefillView:
                 dim = layer.codec.values.spec.head_dim
                 out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
                 continue
-            result = attend_row(
-                queries[b, :, : row.length],
-                scale,
-                row.start,
-                row.exact,
-                self._history(b),
-                layer.codec,
-                layer.window,
-            )
+            own = queries[b, :, : row.length]
+            fused = can_fuse(layer.codec, row.start + row.length)
+            attend = attend_row_fused if fused else attend_row
+            history = self._history(b, FUSED_BLOCK_PAGES if fused else BLOCK_PAGES)
+            result = attend(own, scale, row.start, row.exact, history, layer.codec, layer.window)
             out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
         stacked = mx.stack(out)
         mx.eval(stacked, self._live)
         return stacked
 
-    def _history(self, b: int) -> Iterator[Block]:
+    def _history(self, b: int, block_pages: int) -> Iterator[Block]:
         """Reconstructed blocks of the positions some query of row `b` reads as codes: pool, then pending pages."""
         layer, row = self._layer, self._rows[b]
         num_pages = layer.window.num_code_pages(row.start + row.length - 1)
         in_pool = min(self._codes.num_pages[b], num_pages)
-        for first in range(0, in_pool, PREFILL_BLOCK_PAGES):
-            count = min(PREFILL_BLOCK_PAGES, in_pool - first)
+        for first in range(0, in_pool, block_pages):
+            count = min(block_pages, in_pool - first)
             yield first * PAGE_SIZE, *layer.backend.vq_reconstruct(self._codes, b, first, count, layer.codec)
         for pending in row.pending:
             stop = min(pending.num_pages, num_pages - pending.first_page)
-            for page in range(0, stop, PREFILL_BLOCK_PAGES):
-                span = slice(page * PAGE_SIZE, min(page + PREFILL_BLOCK_PAGES, stop) * PAGE_SIZE)
+            for page in range(0, stop, block_pages):
+                span = slice(page * PAGE_SIZE, min(page + block_pages, stop) * PAGE_SIZE)
                 keys, values = (
                     reconstruct(pending.keys[:, span], layer.codec.keys),
                     reconstruct(pending.values[:, span], layer.codec.values),

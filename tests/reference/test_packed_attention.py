@@ -125,3 +125,19 @@ def test_attention_equals_its_definition(
     want = definition(q[:, -last:], k, v, total - last, 0.125, codec)
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert error < 2e-3, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_fused_prefill_equals_the_streaming_one(monkeypatch: pytest.MonkeyPatch, case: int) -> None:
+    dim, hq, hkv, kb, vb, win, sinks, bucket, base, _ = CASES[case]
+    codec = random_codec(1, hkv, dim, key_bits=kb, value_bits=vb, window=WindowSpec(win, sinks, bucket), rope_base=base)
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((h, 1400, dim)) for h in (hq, hkv, hkv))
+    outputs = []
+    for fused in (False, True):
+        # CPU arrays take the fused call as well; only its choice depends on the device.
+        monkeypatch.setattr("quant_core.cache.views.can_fuse", lambda *_, fused=fused: fused)
+        store = PackedStore(_OneLayer(), codec, plan_memory(codec, 32 << 20, 2))
+        outputs.append(_run(store, store.new_row(store.reserve(1400)), q, k, v, [9, 2, 700, 689]))
+    error = np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0])
+    assert error < 2e-3, f"relative error {error:.2e}"
