@@ -81,7 +81,7 @@ def attend_row(
     Cost:
         One block of history and its scores at a time: every block is evaluated.
     """
-    num_heads, length, dim = queries.shape
+    num_heads, length, _ = queries.shape
     grouped = group_queries(queries[None], scale, codec.num_kv_heads)
     # Query n = group * L + l of a KV head is at position start + l.
     positions = np.tile(np.arange(start, start + length), num_heads // codec.num_kv_heads)

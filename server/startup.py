@@ -89,7 +89,8 @@ def describe(store: PackedStore, model: Any) -> str:
     first = codec.layers[min(codec.layers)]
     return (
         f"{len(codec.layers)} of {len(model.layers)} layers packed: keys {first.keys.spec.bits_per_channel:g}, "
-        f"values {first.values.spec.bits_per_channel:g} bits per channel, {layout.page_bytes / PAGE_SIZE:,.0f} bytes a token; "
+        f"values {first.values.spec.bits_per_channel:g} bits per channel, "
+        f"{layout.page_bytes / PAGE_SIZE:,.0f} bytes a token; "
         f"artifact {codec.artifact_id}; {store.arena.table.capacity:,} pages of {PAGE_SIZE} tokens "
         f"({store.plan.pool.nbytes / 2**20:,.0f} MiB); back end {store.backend.name}"
     )
