@@ -8,17 +8,17 @@
 //          ring_* [B, Hkv, R, D], sink_* [B, Hkv, S, D] float16; key_tables, value_tables [Hkv, G, 256, d] float16;
 //          query_frags [Hkv, D/16, D/16, 32, 8] float16 (the keys' inverse, see attention_mma.py), key_mean [Hkv, D]
 //          float32, channels int32 [D] (rotary pairs as (i, i + D/2)), trig [buckets, 2, D/2] float32 (cos, sin);
-//          value_inverse [Hkv, D, D], value_mean [Hkv, D] float32; starts [B] int32; params (struct Params, int32);
+//          value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32; rows (struct Row), params (struct Params) int32;
 //          tickets int32, zero before and after every launch.
 // Outputs  out [B, Hq, L, D] T; partial [pairs, splits, NC, D] and stats [pairs, splits, NC, 2] float32, scratch.
 // Launch   grid (splits, Hkv x column groups, B) blocks of 256 threads; a row's split is `pages_per_split` pages, the
 //          exact tokens (counted as `exact_pages` pages) go to its last split; blocks beyond a row's splits return.
-// Template T, D 64 | 128, KD, VD sub-vector sizes 2 | 4 | 8, KG, VG tables 1 | 2 | 4 (VD 8: 1 | 2), NC columns 1-8,
-//          PERM 1 when `channels` is not the identity.
+// Template T, D 64 | 128, KD, VD sub-vector sizes 2 | 4 | 8, KG, VG tables 1 | 2 | 4 (VD 8: 1 | 2), HKV KV heads, GQA query
+//          heads of each, L new positions, PERM 1 when `channels` is not the identity.
 // Memory   64 KB tables (row c of 256 bytes: entry c of the keys, once per lane that may ask for it, so that no two lanes
 //          share a bank; then of the values) + 2 x 80 columns of D halves: two blocks per multiprocessor.
 // Bytes    per page and head 64 (key_bytes + value_bytes), each read once per column group, 16 bytes a load.
-// Numerics scores and sums float32, operands float16 (queries rounded once more than in the reference); weights p are
+// Numerics scores and sums float32; queries, both inverses and all operands float16; weights p are
 //          float16 with at most 2^6 of headroom over the running maximum. Relative error about 1e-3.
 // Limits   one section per codec; pool below 256 GiB in units of 64 bytes.
 #include <cuda_bf16.h>
@@ -340,7 +340,7 @@ template <typename T, int D, int NC, bool PERM> struct Turner {
   static constexpr int kSlots = kQueryCols / NC < kMaxSlots ? kQueryCols / NC : kMaxSlots;
   static constexpr int kPasses = (kSlots + kStep - 1) / kStep;
   float a[4], b[4], mean_a[4], mean_b[4];
-  static constexpr int kEarly = kPasses < 3 ? kPasses : 3;
+  static constexpr int kEarly = kPasses < 5 ? kPasses : 5;
   float4 c[kEarly], s[kEarly];
   int x, column, first_slot;
 
@@ -597,8 +597,16 @@ struct Merge {
   float weights[kMaxSplits * 8];   // [split][column]
 };
 
-// Merges the warps' states into sh.sums and sh.stats.
-template <int D, int NC, bool halves> __device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh) {
+// Where dim i of a warp's sums lies: the 16-byte chunks of a run are turned by its g, so that lanes do not share banks.
+template <int D> __device__ __forceinline__ int turned_dim(int i) {
+  constexpr int kChunks = D / 32;
+  const int run = i / (D / 8), chunk = i / 4 % kChunks;
+  return run * (D / 8) + (chunk + reverse3(run)) % kChunks * 4 + i % 4;
+}
+
+// Merges the warps' states into sh.sums and sh.stats. meanwhile() runs once the block's queries are no longer needed.
+template <int D, int NC, bool halves, typename F>
+__device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh, F meanwhile) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, run = reverse3(g);
 #pragma unroll
   for (int off = halves ? 2 : 4; off < 32; off <<= 1) {
@@ -606,13 +614,14 @@ template <int D, int NC, bool halves> __device__ __forceinline__ void merge_warp
     st.sum1 += __shfl_xor_sync(kAll, st.sum1, off);
   }
   __syncthreads();
+  meanwhile();
 #pragma unroll
   for (int k = 0; k < 2; k++) {
     if (2 * t + k < NC) {
-      float* to = sh.warps + (warp * NC + 2 * t + k) * D + run * (D / 8);
+      float* to = sh.warps + (warp * NC + 2 * t + k) * D;
 #pragma unroll
       for (int i = 0; i < D / 16; i += 2)
-        *reinterpret_cast<float4*>(to + 2 * i) = make_float4(st.o[i][k], st.o[i][k + 2], st.o[i + 1][k], st.o[i + 1][k + 2]);
+        *reinterpret_cast<float4*>(to + turned_dim<D>(run * (D / 8) + 2 * i)) = make_float4(st.o[i][k], st.o[i][k + 2], st.o[i + 1][k], st.o[i + 1][k + 2]);
       if (g == 0) {
         sh.warp_stats[(warp * NC + 2 * t + k) * 2] = k ? st.max1 : st.max0;
         sh.warp_stats[(warp * NC + 2 * t + k) * 2 + 1] = k ? st.sum1 : st.sum0;
@@ -629,7 +638,7 @@ template <int D, int NC, bool halves> __device__ __forceinline__ void merge_warp
     for (int w = 0; w < kWarps; w++) {
       const float r = ex2(sh.warp_stats[(w * NC + c) * 2] - top);
       total += r * sh.warp_stats[(w * NC + c) * 2 + 1];
-      value += r * sh.warps[(w * NC + c) * D + i % D];
+      value += r * sh.warps[(w * NC + c) * D + turned_dim<D>(i % D)];
     }
     sh.sums[i] = value;
     if (i % D == 0) {
@@ -640,11 +649,10 @@ template <int D, int NC, bool halves> __device__ __forceinline__ void merge_warp
   __syncthreads();
 }
 
-// Merges a pair's splits into sh.sums and sh.stats. load_meanwhile() runs while the first loads are under way.
-template <int D, int NC, typename Load>
-__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits,
-                                             Load load_meanwhile) {
-  constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads, kEarly = 10;
+// Merges a pair's splits into sh.sums and sh.stats.
+template <int D, int NC>
+__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits) {
+  constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads, kEarly = 16;
   const int c = threadIdx.x / 32, lane = threadIdx.x % 32, quad = threadIdx.x % kQuads, part = threadIdx.x / kQuads;
   const float4* quads = reinterpret_cast<const float4*>(partial) + quad;
   float4 early[kEarly];
@@ -653,7 +661,6 @@ __device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, co
     if (part < kParts && part + i * kParts < splits) early[i] = __ldcg(quads + (size_t)(part + i * kParts) * kQuads);
   float2 mine = make_float2(kNothingYet, 0.f);
   if (c < NC && lane < splits) mine = __ldcg(split_stats + lane * NC + c);
-  load_meanwhile();
   if (c < NC) {
     float top = mine.x;
     for (int s = lane + 32; s < splits; s += 32) top = fmaxf(top, __ldcg(split_stats + s * NC + c).x);
@@ -697,48 +704,55 @@ __device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, co
   __syncthreads();
 }
 
-// out = sums / total . inverse + mean. A thread multiplies 4 output dims with its part of the rows.
-template <typename T, int D, int NC> struct Writer {
-  static constexpr int kLanes = D / 4, kParts = kThreads / kLanes, kRows = D / kParts;
-  float4 w[kRows];
-
-  __device__ __forceinline__ void load(const float* inverse) {
-    const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+// Copies the values' inverse, D x D halves, to shared memory; complete after wait_for_copy and a barrier.
+template <int D> __device__ __forceinline__ void copy_inverse(void* to, const __half* inverse) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
 #pragma unroll
-    for (int i = 0; i < kRows; i++) w[i] = __ldg(reinterpret_cast<const float4*>(inverse + (part * kRows + i) * D) + x);
-  }
+  for (int i = threadIdx.x; i < D * D / 8; i += kThreads)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + i * 16), "l"(inverse + i * 8));
+}
+__device__ __forceinline__ void wait_for_copy() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-  __device__ __forceinline__ void write(T* out, Merge& sh, const float* mean, int num_columns) const {
-    const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+// out = sums / total . inverse + mean. A thread multiplies 4 output dims with its part of the rows.
+template <typename T, int D, int NC>
+__device__ __forceinline__ void write_out(T* out, Merge& sh, const void* inverse, const float* mean, int num_columns) {
+  constexpr int kLanes = D / 4, kParts = kThreads / kLanes, kRows = D / kParts;
+  const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+  const uint2* rows = static_cast<const uint2*>(inverse) + part * kRows * kLanes + x;
+  float acc[NC][4] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; i++) {
+    const uint2 h = rows[i * kLanes];
+    const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&h.x));
+    const float2 b = __half22float2(*reinterpret_cast<const __half2*>(&h.y));
 #pragma unroll
     for (int c = 0; c < NC; c++) {
-      float4 acc = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-      for (int i = 0; i < kRows; i++) {
-        const float v = sh.sums[c * D + part * kRows + i];
-        acc.x += v * w[i].x;
-        acc.y += v * w[i].y;
-        acc.z += v * w[i].z;
-        acc.w += v * w[i].w;
-      }
-      *reinterpret_cast<float4*>(sh.warps + (part * NC + c) * D + 4 * x) = acc;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
-      float v = 0.f;
-#pragma unroll
-      for (int k = 0; k < kParts; k++) v += sh.warps[k * NC * D + i];
-      out[i] = from_float<T>(v / sh.stats[i / D * 2 + 1] + mean[i % D]);
+      const float v = sh.sums[c * D + part * kRows + i];
+      acc[c][0] += v * a.x;
+      acc[c][1] += v * a.y;
+      acc[c][2] += v * b.x;
+      acc[c][3] += v * b.y;
     }
   }
-};
+#pragma unroll
+  for (int c = 0; c < NC; c++)
+    *reinterpret_cast<float4*>(sh.warps + (part * NC + c) * D + 4 * x) =
+        make_float4(acc[c][0], acc[c][1], acc[c][2], acc[c][3]);
+  __syncthreads();
+  for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
+    float v = 0.f;
+#pragma unroll
+    for (int k = 0; k < kParts; k++) v += sh.warps[k * NC * D + i];
+    out[i] = from_float<T>(v / sh.stats[i / D * 2 + 1] + mean[i % D]);
+  }
+}
 
 template <typename T, int D, int KD, int VD, int KG, int VG, int HKV, int GQA, int L, bool PERM>
 __device__ __forceinline__ void attend(const T* queries, const unsigned char* pool, const int* page_table,
                                        const __half* ring_keys, const __half* ring_values, const __half* sink_keys,
                                        const __half* sink_values, const __half* key_tables, const __half* value_tables,
                                        const __half* query_frags, const float* key_mean, const int* channels,
-                                       const float* trig, const float* value_inverse, const float* value_mean,
+                                       const float* trig, const __half* value_inverse, const float* value_mean,
                                        const int* rows, const int* params, int* tickets, T* out, float* partial,
                                        float* split_stats) {
   constexpr int kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
@@ -902,11 +916,13 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       __syncthreads();
     }
   }
-  if (split == 0) fetch_lines(value_inverse + (size_t)head * D * D, D * D * 4);
+  if (split == 0) fetch_lines(value_inverse + (size_t)head * D * D, D * D * 2);
 
   Merge& merged = *reinterpret_cast<Merge*>(smem);
-  Writer<T, D, NC> writer;
-  merge_warps<D, NC, kHalves>(state, merged);
+  const __half* inverse = value_inverse + (size_t)head * D * D;
+  merge_warps<D, NC, kHalves>(state, merged, [&] {
+    if (row.splits == 1) copy_inverse<D>(&sh, inverse);
+  });
   if (row.splits > 1) {
     const int pair = blockIdx.z * gridDim.y + blockIdx.y;
     const size_t base = (size_t)pair * gridDim.x;
@@ -921,12 +937,12 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     if (!sh.flag) return;
     __threadfence();
     if (threadIdx.x == 0) tickets[pair] = 0;
-    merge_splits<D, NC>(merged, partial + base * NC * D, reinterpret_cast<const float2*>(split_stats) + base * NC, row.splits,
-                        [&] { writer.load(value_inverse + (size_t)head * D * D); });
-  } else {
-    writer.load(value_inverse + (size_t)head * D * D);
+    copy_inverse<D>(&sh, inverse);
+    merge_splits<D, NC>(merged, partial + base * NC * D, reinterpret_cast<const float2*>(split_stats) + base * NC, row.splits);
   }
-  writer.write(out + query_offset, merged, value_mean + head * D, num_columns);
+  wait_for_copy();
+  __syncthreads();
+  write_out<T, D, NC>(out + query_offset, merged, &sh, value_mean + head * D, num_columns);
 }
 
 }  // namespace vecinfer_mma

@@ -88,6 +88,7 @@ class _Prepared:
     query_frags: mx.array
     key_mean: mx.array
     channels: mx.array
+    value_inverse: mx.array
     permuted: bool
 
 
@@ -114,9 +115,10 @@ def _prepare(codec: LayerCodec) -> _Prepared:
         frags,
         mx.contiguous(codec.keys.mean[:, mx.array(order)]),
         mx.array(order),
+        codec.values.inverse.astype(mx.float16),
         not np.array_equal(order, np.arange(dim)),
     )
-    mx.eval(prepared.query_frags, prepared.key_mean, prepared.channels)
+    mx.eval(prepared.query_frags, prepared.key_mean, prepared.channels, prepared.value_inverse)
     return prepared
 
 
@@ -231,7 +233,7 @@ class AttentionMma:
                 queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
                 codec.keys.codebooks[0], codec.values.codebooks[0], prepared.query_frags, prepared.key_mean,
-                prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), codec.values.inverse,
+                prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), prepared.value_inverse,
                 codec.values.mean, rows, _params(scale, plan, codes, window), self._next_tickets(pairs),
             ],
             template=[
