@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from pathlib import Path
+from typing import Any
 
 from quant_core.artifact.store import ArtifactStore
 from quant_core.calibrate.job import CalibrationResult, Progress
-
 from quant_core.codec import ModelCodec
 from quant_core.errors import CodecError
 from quant_core.spec import LEGAL_BITS, WindowSpec
 from server.calibration.job import JobOptions
 from server.calibration.procedure import calibration_slices
+from server.calibration.text_file import read_text_files
 from server.config import ServerConfig
-from server.errors import ConfigError
 from server.model.loader import LoadedModel
 
 log = logging.getLogger(__name__)
 
 
-def job_options(config: ServerConfig, key_bits: int, value_bits: int) -> JobOptions:
-    """The configured codec and text, at the given bits.
+def job_options(config: ServerConfig, key_bits: int, value_bits: int, tokenizer: Any) -> JobOptions:
+    """The configured codec and text, at the given bits. Chats go through the tokenizer's template.
 
     Raises:
         ConfigError: calibration.text cannot be read.
     """
     kv, calibration = config.kv_cache, config.calibration
+    texts = () if calibration.text is None else read_text_files([calibration.text]).rendered(tokenizer)
     return JobOptions(
         key_bits=key_bits,
         value_bits=value_bits,
         transform=kv.transform,
         seed=calibration.seed,
         max_kl=calibration.max_kl,
-        texts=() if calibration.text is None else (_read(calibration.text),),
-        builtin=calibration.text is None,
+        texts=texts,
+        builtin=not texts,
         num_samples=calibration.num_samples,
         sample_len=calibration.sample_len,
         codebooks_per_head=kv.codebooks_per_head,
@@ -54,7 +54,7 @@ def first_calibration(
     kv = config.kv_cache
     bits, refusals = (kv.key_bits, kv.value_bits), []
     while True:
-        options = job_options(config, *bits)
+        options = job_options(config, *bits, loaded.tokenizer)
         try:
             result: CalibrationResult = yield from calibration_slices(loaded.model, loaded.tokenizer, options)
         except CodecError as error:
@@ -76,10 +76,3 @@ def _remedy(refusals: list[str]) -> str:
         f"no codec passed the gate: {'; '.join(refusals)}. Raise calibration.max_kl, give calibration.text of the kind "
         "the model will read, or serve with kv_cache.method: fp16"
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"calibration.text: cannot read {path}: {error}") from error

@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import mlx.core as mx
+
 from quant_core.calibrate.job import CalibrationOptions, CalibrationResult, Progress, calibrate
 from quant_core.calibrate.windows import builtin_windows, text_windows
-
 from quant_core.errors import CodecError
 from server.calibration.job import JobOptions
 

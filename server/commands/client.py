@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,18 +14,18 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 @contextmanager
-def connect(url: str, *, admin: bool = False) -> Iterator[httpx.Client]:
-    """A client for `url`, with the key of the environment.
+def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None) -> Iterator[httpx.Client]:
+    """A client for `url`, with the key of the file or the environment.
 
     Raises:
         ServerError: inside the block, for a server that cannot be reached or stops answering.
     """
     import httpx
 
-    from server.config import ServerConfig, load_keys
+    from server.config import HTTPConfig, ServerConfig, load_keys
     from server.errors import ServerError
 
-    keys = load_keys(ServerConfig())
+    keys = load_keys(ServerConfig(http=HTTPConfig(admin_key_file=admin_key_file)))
     found = (keys.admin or keys.api) if admin else keys.api
     headers = {"Authorization": f"Bearer {found[0]}"} if found else {}
     # Reading a long prompt sends comments, so silence this long means a dead server.

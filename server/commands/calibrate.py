@@ -1,0 +1,256 @@
+"""`vecinfer calibrate`: fit another codec, in a running server or without one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.commands.client import DEFAULT_URL, connect, raise_for_error
+from server.commands.progress import report_progress
+
+if TYPE_CHECKING:
+    import httpx
+
+    from server.calibration.text_file import CalibrationText
+
+ENDED = ("stored", "failed", "cancelled")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `vecinfer calibrate`."""
+    app.command("calibrate")(calibrate)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; None: as the server or config.yaml has it."""
+
+    text: CalibrationText
+    samples: int | None
+    sample_len: int | None
+    key_bits: int | None
+    value_bits: int | None
+    transform: str | None
+    seed: int | None
+    max_kl: float | None
+    activate: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A codec that was stored."""
+
+    artifact_id: str
+    report: dict[str, Any]
+    active: bool
+    remark: str = ""
+
+
+def _option(help_text: str, *names: str, panel: str = "Codec", **extra: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
+
+
+def calibrate(
+    text: Annotated[
+        list[Path] | None,
+        _option("Text, .jsonl or chat log (.json) to fit on; several times. Default: built-in prompts.", "--text"),
+    ] = None,
+    samples: Annotated[int | None, _option("Windows of text.", min=2)] = None,
+    sample_len: Annotated[int | None, _option("Tokens of a window.", min=64)] = None,
+    bits: Annotated[int | None, _option("Bits per channel of keys and values, 1-4.", min=1, max=4)] = None,
+    key_bits: Annotated[int | None, _option("Bits of the keys alone.", min=1, max=4)] = None,
+    value_bits: Annotated[int | None, _option("Bits of the values alone.", min=1, max=4)] = None,
+    transform: Annotated[str | None, _option("auto, learned or smooth_hadamard (the paper's).")] = None,
+    seed: Annotated[int | None, _option("Same seed and text, same artifact.", min=0)] = None,
+    max_kl: Annotated[float | None, _option("Refuse a codec whose mean KL is larger.")] = None,
+    activate: Annotated[bool, _option("Use it from now on.", "--activate")] = False,
+    url: Annotated[str, _option("The running server (default: http://127.0.0.1:8080).", panel="Where")] = DEFAULT_URL,
+    admin_key_file: Annotated[
+        Path | None,
+        _option("Its admin key (default: $VECINFER_ADMIN_KEY; none needed on its own machine).", panel="Where"),
+    ] = None,
+    local: Annotated[bool, _option("Load the model here instead, without a server.", "--local", panel="Where")] = False,
+    model: Annotated[
+        str | None, _option("With --local: demo, a folder, or a Hugging Face name.", "--model", "-m", panel="Where")
+    ] = None,
+    config: Annotated[Path | None, _option("With --local: a config.yaml.", "--config", "-c", panel="Where")] = None,
+    data_dir: Annotated[
+        Path | None, _option("With --local: models and artifacts (default: ~/.cache/vecinfer).", panel="Where")
+    ] = None,
+    as_json: Annotated[bool, _option("Print id and report as JSON.", "--json", panel="Where")] = False,
+) -> None:
+    """Fit a codec to a model, measure what it loses, and store it.
+
+    In a running server it works beside the chats, and Ctrl-C cancels it there. What is not given is as set there.
+
+    Example: vecinfer calibrate --text notes.txt --bits 2 --activate
+    """
+    from server.calibration.text_file import CalibrationText, read_text_files
+    from server.errors import ConfigError
+
+    if not local and (model or config or data_dir):
+        raise ConfigError("--model, --config and --data-dir need --local; a running server has its own model")
+    given = read_text_files(text) if text else CalibrationText()
+    request = Request(
+        given, samples, sample_len, key_bits or bits, value_bits or bits, transform, seed, max_kl, activate
+    )
+    errors = Console(stderr=True, soft_wrap=True)
+    if local:
+        outcome = _calibrate_here(request, config, model, data_dir, errors)
+    else:
+        outcome = _calibrate_there(request, url, admin_key_file, errors)
+    if as_json:
+        typer.echo(json.dumps({"artifact_id": outcome.artifact_id, "active": outcome.active, "report": outcome.report}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(render(outcome.report))
+    console.print(f"stored as {outcome.artifact_id}{', active' if outcome.active else ''}{outcome.remark}")
+
+
+def _calibrate_there(request: Request, url: str, key_file: Path | None, errors: Console) -> Outcome:
+    """A job of the running server, followed to its end.
+
+    Raises:
+        ServerError: the server refused it, or it failed.
+    """
+    with connect(url, admin=True, admin_key_file=key_file) as client:
+        answer = client.post("/admin/calibrations", json=_body(request))
+        raise_for_error(answer)
+        job: dict[str, Any] = answer.json()
+        path = f"/admin/calibrations/{job['id']}"
+        try:
+            with report_progress(errors) as report:
+                for job in _job_events(client, path):
+                    report(f"{job['state']}: {job['detail']}", job["progress"])
+            if job["state"] == "stored" and request.activate:
+                # The event says "stored"; activation follows it, at the engine's next step.
+                job = _settled(client, path)
+        except KeyboardInterrupt:
+            client.delete(path)
+            errors.print(f"{job['id']} is cancelled; nothing was stored")
+            raise typer.Exit(130) from None
+    return _outcome(job, request.activate, errors)
+
+
+def _outcome(job: dict[str, Any], activate: bool, errors: Console) -> Outcome:
+    from server.errors import ServerError
+
+    if job["state"] != "stored":
+        if job["report"] is not None:
+            errors.print(render(job["report"]))
+        raise ServerError(job["error"] or f"the calibration ended as {job['state']}")
+    refused = activate and not job["activated"]
+    return Outcome(job["artifact_id"], job["report"], job["activated"], f"; {job['detail']}" if refused else "")
+
+
+def _settled(client: httpx.Client, path: str) -> dict[str, Any]:
+    """The stored job once its activation succeeded or was refused, which its detail says."""
+    import time
+
+    for _ in range(100):
+        answer = client.get(path)
+        raise_for_error(answer)
+        job: dict[str, Any] = answer.json()
+        if job["activated"] or "not activated" in job["detail"]:
+            break
+        time.sleep(0.1)
+    return job
+
+
+def _body(request: Request) -> dict[str, Any]:
+    """POST /admin/calibrations, without what is not given."""
+    body: dict[str, Any] = {
+        "text": list(request.text.texts) or None,
+        "messages": [list(c) for c in request.text.conversations] or None,
+        "samples": request.samples,
+        "sample_len": request.sample_len,
+        "key_bits": request.key_bits,
+        "value_bits": request.value_bits,
+        "transform": request.transform,
+        "seed": request.seed,
+        "max_kl": request.max_kl,
+        "activate": request.activate,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _job_events(client: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
+    """The job at every change, to its end.
+
+    Raises:
+        ServerError: the server ended the stream before the job.
+    """
+    from server.errors import ServerError
+
+    job: dict[str, Any] = {"state": "unknown"}
+    with client.stream("GET", f"{path}/events") as response:
+        if response.is_error:
+            response.read()
+            raise_for_error(response)
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                job = json.loads(line.removeprefix("data: "))
+                yield job
+    if job["state"] not in ENDED:
+        raise ServerError(f"the server closed the stream; ask GET {path} how the calibration ended")
+
+
+def _calibrate_here(
+    request: Request, config_file: Path | None, model: str | None, data_dir: Path | None, errors: Console
+) -> Outcome:
+    """Load the model in this process, calibrate and store."""
+    from server.model.blas import ensure_fast_blas
+
+    ensure_fast_blas(lambda line: errors.print(line, highlight=False, markup=False))
+    from quant_core.calibrate.report import GateError
+    from server.calibration.local import calibrate_local  # imports MLX: seconds
+    from server.config import load_config, override
+
+    config = override(
+        load_config(config_file),
+        {
+            "model.name": model,
+            "data_dir": data_dir,
+            "kv_cache.key_bits": request.key_bits,
+            "kv_cache.value_bits": request.value_bits,
+            "kv_cache.transform": request.transform,
+            "calibration.num_samples": request.samples,
+            "calibration.sample_len": request.sample_len,
+            "calibration.seed": request.seed,
+            "calibration.max_kl": request.max_kl,
+        },
+    )
+    with report_progress(errors) as report:
+        try:
+            artifact_id, loss = calibrate_local(config, request.text, request.activate, report)
+        except GateError as error:
+            errors.print(render(error.report.to_dict()))
+            raise
+    return Outcome(artifact_id, loss, request.activate)
+
+
+def render(report: dict[str, Any]) -> Table:
+    """The evaluation report as two columns."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    packed = f"{report.get('num_layers_packed', 0)} of {report.get('num_layers', 0)} packed"
+    transforms = ", ".join(f"{name} {count}" for name, count in report.get("transforms", {}).items())
+    table.add_row("layers", packed + (f" ({transforms})" if transforms else ""))
+    code, held = report["code_bits_per_channel"], report["held_bits_per_channel"]
+    table.add_row("bits per channel", f"{code:.2f} of codes; {held:.2f} held in its windows, exact tokens included")
+    table.add_row("KL", f"{report['kl_mean']:.4f} nats a token, 99th percentile {report['kl_p99']:.3f}")
+    table.add_row("perplexity", f"{report['ppl_change']:+.2%}")
+    table.add_row("same best token", f"{report['top1']:.1%}")
+    texts = report.get("per_text", ())
+    table.add_row("measured on", f"{report['num_tokens']:,} tokens of {len(texts)} windows it was not fitted on")
+    if len(texts) > 1:
+        table.add_row("KL by window", ", ".join(f"{t['kl_mean']:.4f}" for t in texts))
+    return table
