@@ -89,7 +89,7 @@ def calibrate(
         CodecError: unusable text or activations, no packable layer; GateError, one of them: KL above the limit.
         SpecError: a geometry no codec can have.
     """
-    _check_text(fit_windows)
+    check_text(fit_windows)
     survey = survey_layers(model)
     if not survey.packable:
         reasons = "; ".join(sorted(set(survey.others.values()))) or "it has none"
@@ -132,7 +132,8 @@ class _Costs:
         return cls(num_fit / whole, _FIT_COST_TOKENS * num_layers / whole, num_fit, num_eval)
 
 
-def _check_text(windows: Sequence[Sequence[int]]) -> None:
+def check_text(windows: Sequence[Sequence[int]]) -> None:
+    """Raise CodecError for text too short or too monotonous to fit tables on."""
     num_tokens, distinct = sum(map(len, windows)), len(set().union(*windows))
     if num_tokens < MIN_FIT_TOKENS:
         raise CodecError(f"the calibration text has {num_tokens} tokens, at least {MIN_FIT_TOKENS} are needed")

@@ -10,6 +10,7 @@ import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.fit import fit_layer, moments_of
+from quant_core.calibrate.job import check_text
 from quant_core.calibrate.layers import LayerGeometry, survey_layers
 from quant_core.calibrate.progress import Clock, Progress
 from quant_core.calibrate.windows import builtin_windows, text_windows
@@ -92,6 +93,7 @@ def train_codebook(
         for dim in (geometry.key_dim, geometry.value_dim):
             subspace_spec(dim, num_subspaces or dim // 16)
     windows = _windows(model, tokenizer, num_samples, texts, sample_len, seed, on_progress)
+    check_text(windows)
     samples = _samples(model, windows, seed, on_progress)
     clock, fitted = Clock("fit"), dict[int, LayerCodec]()
     for index, layer in samples.items():

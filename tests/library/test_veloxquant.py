@@ -26,7 +26,7 @@ from quant_core.veloxquant.codebook import subspace_spec
 from tests.helpers.random_codec import random_vector_codec
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
 
-TEXTS = [" ".join(f"line {i} holds {i * i % 97} words of {i % 7} kinds," for i in range(400))]
+TEXTS = [Path(__file__).read_text()]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,8 @@ def test_training_refuses_what_codes_cannot_hold(trained: dict[str, Any]) -> Non
             train_codebook(model, tokenizer, **{"smooth_factors": factors, "texts": TEXTS, **wrong})
     with pytest.raises(CodecError, match="more text"):
         calibrate_smooth_factors(model, tokenizer, texts=["short"])
+    with pytest.raises(CodecError, match="repeats"):
+        train_codebook(model, tokenizer, smooth_factors=factors, texts=["so " * 3000])
 
 
 def test_sixteen_channels_a_code_have_a_table_each() -> None:
