@@ -43,7 +43,11 @@ def run(config: ServerConfig) -> None:
         if calibration is not None and assembly.model is not None:
             calibration.bind(
                 CalibrationTarget(
-                    assembly.model.model, assembly.model.tokenizer, assembly.fingerprint, assembly.make_store
+                    assembly.model.model,
+                    assembly.model.tokenizer,
+                    assembly.fingerprint,
+                    assembly.make_store,
+                    assembly.unproven,
                 )
             )
         announce(banner(config, loaded, assembly), console, config.log)

@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.registry import choose_backend, resolve_backend
-from quant_core.backends.selftest import KernelVerdict, device_kernels, log_fallbacks, prove
+from quant_core.backends.selftest import KernelVerdict, device_kernels, log_fallbacks, prove_slices
 from quant_core.backends.trial import Case, model_cases
 from quant_core.calibrate.layers import survey_layers
 from quant_core.calibrate.progress import Progress
@@ -102,17 +102,42 @@ def run_selftest(backend: CompositeBackend, cases: Sequence[Case], book: Verdict
     """Test every kernel on all cases; with a `book` the result is kept, and crashes of earlier attempts count."""
     kernels, found = device_kernels(backend), []
     for at, kernel in enumerate(kernels):
-        yield Progress("selftest", at / len(kernels), f"testing kernel {kernel} ({at + 1} of {len(kernels)})", None)
+        progress = Progress(
+            "selftest", at / len(kernels), f"testing kernel {kernel} ({at + 1} of {len(kernels)})", None
+        )
+        yield progress
         if book is not None and book.begin(kernel) > MAX_ATTEMPTS:
             found.append(_crashed(kernel))
         else:
-            found.append(prove(kernel, backend, cases))
+            found.append((yield from _reporting(prove_slices(kernel, backend, cases), progress)))
         if book is not None:
             book.end(kernel)
     verdict = Verdict(backend.device.name, tuple(found), tuple(c.label for c in cases), _now())
     if book is not None:
         book.write(verdict)
     return verdict
+
+
+def _reporting(slices: Generator[None, None, T], progress: Progress) -> Generator[Progress, None, T]:
+    """The same slices, each telling `progress`."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        yield progress
+
+
+def unproven(
+    name: str, model: Any, codec: ModelCodec, data_dir: Path
+) -> Generator[Progress, None, KernelBackend] | None:
+    """The self-test that serving `codec` still needs on this machine; None where it was made, or none is needed."""
+    resolved = resolve_backend(name)
+    if resolved == "reference":
+        return None
+    book = VerdictBook(data_dir / VERDICTS_FILE, verdict_key(resolved, cases_for(model, codec)))
+    return None if book.read() is not None else proven_backend(name, model, codec, data_dir)
 
 
 def _crashed(kernel: str) -> KernelVerdict:

@@ -21,7 +21,7 @@ from quant_core.errors import ArtifactError
 from quant_core.spec import PAGE_SIZE
 from server.calibration.first import first_calibration
 from server.config import ServerConfig, user_data_dir
-from server.doctor import finish, proven_backend
+from server.doctor import finish, proven_backend, unproven
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
 from server.memory import SequenceCost, kv_budget, model_bytes
@@ -45,6 +45,11 @@ class Assembly:
     def make_store(self, codec: ModelCodec) -> PackedStore:
         """A store for another artifact, in the same memory; its kernels are tested first if that was not done here."""
         return finish(self.proven_store(codec))
+
+    def unproven(self, codec: ModelCodec) -> Generator[Progress, None, Any] | None:
+        """The self-test that `make_store` would make in one go: run it first, in slices, while chats go on."""
+        assert self.model is not None  # hot swaps come after start-up
+        return unproven(self.config.kv_cache.backend, self.model.model, codec, user_data_dir(self.config))
 
     def proven_store(self, codec: ModelCodec) -> Generator[Progress, None, PackedStore]:
         """A store whose kernels passed their self-test on this machine."""

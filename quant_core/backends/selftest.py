@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +85,17 @@ def device_kernels(backend: KernelBackend) -> tuple[str, ...]:
 
 def prove(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> KernelVerdict:
     """Compile and check `kernel` on all cases. A kernel that cannot be compiled or launched has failed."""
+    slices = prove_slices(kernel, backend, cases)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            verdict: KernelVerdict = stop.value
+            return verdict
+
+
+def prove_slices(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Generator[None, None, KernelVerdict]:
+    """`prove`, a geometry and number of new positions at a time, so that chats can go on between them."""
     check = _check_of(kernel, backend)
     found: list[_Finding] = []
     timed: Case | None = None
@@ -96,6 +107,7 @@ def prove(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Kern
                     timed = timed or case
                     if not finding.error <= finding.limit:  # NaN fails too
                         return _failed(kernel, finding, len(found), "the result is wrong")
+                yield
         except _REFUSALS as error:
             text = str(error).strip().splitlines() or [type(error).__name__]
             finding = _Finding(math.inf, 0.0, case.label)

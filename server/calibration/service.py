@@ -33,12 +33,17 @@ ARTIFACT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class CalibrationTarget:
-    """The loaded model. `make_store` builds its KV store for a codec, on the engine's thread."""
+    """The loaded model.
+
+    On the engine's thread, `make_store` builds its KV store for a codec; `unproven` gives the slices of the kernels'
+    self-test where that codec still needs one on this machine.
+    """
 
     model: Any
     tokenizer: Any
     fingerprint: str
     make_store: Callable[[ModelCodec], KVStore]
+    unproven: Callable[[ModelCodec], Generator[Any, None, Any] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,9 +230,17 @@ class CalibrationService:
             await asyncio.to_thread(self._artifacts.set_active, target.fingerprint, artifact_id)
             return
         try:
+            if (prepare := target.unproven) is not None:
+                await self._prove(lambda: prepare(self._artifacts.get(artifact_id, target.fingerprint)))
             await asyncio.wrap_future(self._engine.call(swap))
         except (ArtifactError, PoolError) as error:
             raise ConflictError(str(error), code="artifact_unusable") from error
+
+    async def _prove(self, unproven: Callable[[], Generator[Any, None, Any] | None]) -> None:
+        """Test the kernels for a new geometry between decode steps, so that no chat waits for it."""
+        slices = await asyncio.wrap_future(self._engine.call(unproven))
+        if slices is not None:
+            await asyncio.wrap_future(self._engine.run_job(slices))
 
     async def delete(self, artifact_id: str) -> None:
         """Remove an artifact that nothing uses.

@@ -276,6 +276,24 @@ async def test_activate_delete_and_conflicts(engine: FakeEngine) -> None:
         }
 
 
+async def test_a_new_geometry_is_proved_in_slices_before_it_is_activated(engine: FakeEngine) -> None:
+    events: list[str] = []
+
+    def unproven(codec: Any) -> Generator[str, None, None] | None:
+        def slices() -> Generator[str, None, None]:
+            for kernel in ("vq_append", "vq_attention"):
+                events.append(f"{kernel}, {len(engine.activated)} active")
+                yield kernel
+
+        return slices() if codec == "art-old" else None
+
+    async with admin(engine) as s:
+        s.service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec, unproven))  # type: ignore
+        assert (await s.client.post("/admin/artifacts/art-old/activate")).json()["active"] is True
+        assert events == ["vq_append, 0 active", "vq_attention, 0 active"] and engine.activated == ["art-old"]
+        error_of(await s.client.post("/admin/artifacts/art-foreign/activate"), 409)
+
+
 @pytest.mark.parametrize("name", ["nope", "..", "%2e%2e%2fsecret", "a" * 500])
 async def test_unknown_ids(engine: FakeEngine, name: str) -> None:
     async with admin(engine) as s:
