@@ -17,8 +17,8 @@ from quant_core.spec import PAGE_SIZE, VQSpec, WindowSpec
 from server.errors import ModelError
 from server.memory import GPU_SHARE, WORKSPACE_BYTES
 
-# What decoding reaches of a chip's nominal figures: bandwidth as measured on M1, M2 and M5; float32 operations as a first
-# portable kernel reached on an H100 without its tensor cores (3.2 GFLOP in 150 us, of 67 TFLOPS).
+# What decoding reaches of a chip's nominal figures: bandwidth as measured on M1, M2 and M5; float32 operations as a
+# first portable kernel reached on an H100 without its tensor cores (3.2 GFLOP in 150 us, of 67 TFLOPS).
 BANDWIDTH_SHARE = 0.82
 ALU_SHARE = 0.32
 # Metal's recommended working set, as a share of memory: two thirds up to 36 GB, three quarters above.
