@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-import metal_shaders
 from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.backends.kernel_source import read, strip_comments
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import KernelError
 from quant_core.rotary import Rotary
@@ -48,7 +47,7 @@ _BODY = (
 
 def kernel_text() -> str:
     """The kernel's file, as it is compiled."""
-    return (Path(metal_shaders.__file__).parent / "kernels" / "vq_attention_mma.cu").read_text(encoding="ascii")
+    return strip_comments(read("kernels/vq_attention_mma.cu"))
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,12 @@ def read(path: str) -> str:
 
 
 def strip_comments(text: str) -> str:
-    """`text` without comments: MLX looks for attribute names in the whole body."""
-    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    """`text` without comments, indentation and empty lines.
+
+    MLX looks for attribute names in the whole body, and hashes all of it at every call.
+    """
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    return "\n".join(line.strip() for line in code.splitlines() if line.strip()) + "\n"
 
 
 def retarget(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -46,8 +47,8 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
 
     @property
     def offset(self) -> Any:
-        """Position of each row's next token: `[B]` int32, a fresh array (an unread field would grow the graph)."""
-        return mx.array(self.lengths, mx.int32)
+        """Position of each row's next token: `[B]` int32, made from host integers and shared by all layers of a step."""
+        return _offsets(tuple(self.lengths))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Take the new keys and values `[B, Hkv, L, D]`; returns the view to attend to, twice."""
@@ -255,6 +256,11 @@ class VQCache(BatchVQCache):
     def offset(self) -> Any:
         """Position of the next token."""
         return self.lengths[0]
+
+
+@lru_cache(maxsize=8)
+def _offsets(lengths: tuple[int, ...]) -> mx.array:
+    return mx.array(lengths, mx.int32)
 
 
 def _map_rings(function: Any, rings: RingArrays) -> RingArrays:
