@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from quant_core import patch
 from quant_core.calibrate.capture import CaptureCache
 from quant_core.calibrate.layers import LayerGeometry
+from quant_core.calibrate.sensitivity import gradients, num_measured
 from quant_core.errors import CodecError
 from quant_core.spec import WindowSpec
 
@@ -38,6 +39,10 @@ class LayerSamples:
         keys, values: per window `[Hkv, n, D]` float16; keys are bucket-relative.
         query_moment: `[Hkv, D, D]` float64, sum of q q^T at random offsets from a bucket's start.
         num_queries: how many vectors that sum holds, per head.
+        key_weights, value_weights: per window `[Hkv, n]` float32, squared norm of the gradient with respect to each
+            kept vector; NaN where it was not measured.
+        key_gradients, value_gradients: `[Hkv, D, D]` float64, sum of g g^T; zero where none was measured.
+        num_gradients: how many vectors those sums hold, per head.
     """
 
     geometry: LayerGeometry
@@ -47,11 +52,22 @@ class LayerSamples:
     shift_keys: Array | None = None
     shift_values: Array | None = None
     num_queries: int = 0
+    key_weights: list[Array] = field(default_factory=list)
+    value_weights: list[Array] = field(default_factory=list)
+    key_gradients: Array = field(default_factory=lambda: np.zeros(0))
+    value_gradients: Array = field(default_factory=lambda: np.zeros(0))
+    num_gradients: int = 0
 
     @classmethod
     def empty(cls, geometry: LayerGeometry) -> LayerSamples:
         """No samples yet."""
-        return cls(geometry, np.zeros((geometry.num_kv_heads, geometry.key_dim, geometry.key_dim)))
+        heads, key_dim, value_dim = geometry.num_kv_heads, geometry.key_dim, geometry.value_dim
+        return cls(
+            geometry,
+            np.zeros((heads, key_dim, key_dim)),
+            key_gradients=np.zeros((heads, key_dim, key_dim)),
+            value_gradients=np.zeros((heads, value_dim, value_dim)),
+        )
 
 
 def collect(
@@ -61,8 +77,13 @@ def collect(
     window: WindowSpec,
     seed: int,
     slice_tokens: int,
+    gradient_tokens: int = 0,
 ) -> Generator[int, None, dict[int, LayerSamples]]:
     """Run the windows through the model; yields the number of tokens read so far, a slice at a time.
+
+    Args:
+        gradient_tokens: how many tokens, whole windows from the first on, are also read backwards. A model with
+            layers that cannot be captured is not.
 
     Raises:
         CodecError: a layer's activations are not finite.
@@ -70,14 +91,19 @@ def collect(
     patch.install()
     samples = {i: LayerSamples.empty(g) for i, g in layers.items()}
     keep = _kept_fraction(windows, layers)
-    done = 0
+    done = measured = 0
     for number, tokens in enumerate(windows):
         caches, captures = capture_caches(model, layers)
+        tape = _Tape(number, seed) if measured < gradient_tokens and len(captures) == len(caches) else None
+        measured += len(tokens)
         for start in range(0, len(tokens), slice_tokens):
             part = mx.array([list(tokens[start : start + slice_tokens])])
             model(part, cache=caches)
             # The logits are not asked for, so they are not computed.
             mx.eval([c.arrays() for c in captures.values()], [c.state for c in caches if not c.empty()])
+            if tape is not None:
+                yield done
+                tape.read(model, tokens[start : start + slice_tokens], start, captures, window)
             done += part.shape[1]
             yield done
         rng = np.random.default_rng((seed, number))
@@ -85,6 +111,7 @@ def collect(
         chosen = np.sort(rng.permutation(usable)[: max(1, round(keep * len(usable)))])
         for index, capture in captures.items():
             _take(samples[index], capture, chosen, window.bucket_len, rng, index)
+            _take_gradients(samples[index], tape, index, chosen, window)
             if index % LAYERS_PER_SLICE == 0:
                 yield done
     return samples
@@ -135,3 +162,50 @@ def _take(
     samples.values.append(np.array(centred_values))
     samples.query_moment += np.array(moment, np.float64)
     samples.num_queries += int(grouped.shape[1])
+
+
+class _Tape:
+    """Gradients of one window, summed over its slices: answers of different slices are independent."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self._key = mx.random.key(seed * 1_000_003 + number)
+        self.num_tokens = 0
+        self.keys: dict[int, mx.array] = {}
+        self.values: dict[int, mx.array] = {}
+
+    def read(
+        self, model: Any, tokens: Sequence[int], start: int, captures: dict[int, CaptureCache], window: WindowSpec
+    ) -> None:
+        """Add what the answers of one slice say about all tokens up to its end."""
+        self.num_tokens = start + len(tokens)
+        self._key, key = mx.random.split(self._key)
+        of_keys, of_values = gradients(model, tokens, start, list(captures.values()), window, key)
+        for index, k, v in zip(captures, of_keys, of_values, strict=True):
+            self.keys[index] = _grown(self.keys.get(index), k)
+            self.values[index] = _grown(self.values.get(index), v)
+        mx.eval(list(self.keys.values()), list(self.values.values()))
+
+
+def _grown(total: mx.array | None, more: mx.array) -> mx.array:
+    if total is None:
+        return more
+    return more + mx.pad(total, [(0, 0), (0, more.shape[1] - total.shape[1]), (0, 0)])
+
+
+def _take_gradients(samples: LayerSamples, tape: _Tape | None, index: int, chosen: Array, window: WindowSpec) -> None:
+    """Add one window's gradients of one layer: norms and moments of the kept vectors that were measured."""
+    unknown = np.full((samples.geometry.num_kv_heads, len(chosen)), np.nan, np.float32)
+    if tape is None or not (num := int(np.searchsorted(chosen, num_measured(tape.num_tokens, window)))):
+        samples.key_weights.append(unknown)
+        samples.value_weights.append(unknown)
+        return
+    rotary, known = samples.geometry.rotary, chosen[:num]
+    keys, values = tape.keys[index][:, mx.array(known)], tape.values[index][:, mx.array(known)]
+    if rotary is not None:
+        keys = rotary.turn(keys, -(known // window.bucket_len) * window.bucket_len)
+    for x, weights in ((keys, samples.key_weights), (values, samples.value_weights)):
+        weights.append(unknown.copy())
+        weights[-1][:, :num] = np.array((x**2).sum(-1))
+    samples.key_gradients += np.array(keys.swapaxes(-1, -2) @ keys, np.float64)
+    samples.value_gradients += np.array(values.swapaxes(-1, -2) @ values, np.float64)
+    samples.num_gradients += num

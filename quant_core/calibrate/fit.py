@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,21 +10,22 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples
+from quant_core.calibrate.sensitivity import token_weights
+from quant_core.calibrate.trial import HeadSamples, columns_of, into, trial_cost
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import CodecError
-from quant_core.kmeans import kmeans, nearest
+from quant_core.kmeans import kmeans
 from quant_core.spec import NUM_CENTROIDS, VQSpec
 from quant_core.transform import Moments, Transform, learned, smooth_hadamard
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TransformName = Literal["auto", "learned", "smooth_hadamard"]
+Kind = Literal["keys", "values"]
 
 # Sub-vectors a table is fitted on at most; more lower its error by less than 1 %.
 MAX_POINTS = 24_576
-# The trial that chooses between transforms needs the order only.
-TRIAL_POINTS = 6_144
-TRIAL_ITERATIONS = (0, 4)
-TRIAL_TOKENS = 2_048
+# Heads whose trial fits stand for a layer when bits are shared out.
+TRIAL_HEADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,44 +55,64 @@ def fit_layer(
         CodecError: samples that are not finite, or a singular transform.
     """
     assert samples.shift_keys is not None and samples.shift_values is not None  # a window was collected
-    weight = samples.query_moment / max(1, samples.num_queries)
-    key_sets = np.concatenate(samples.keys, axis=1), samples.shift_keys, weight, smooth_factors
-    value_sets = np.concatenate(samples.values, axis=1), samples.shift_values, None, None
-    keys, key_name = yield from _fit_vectors(*key_sets, key_spec, transform, (seed, layer, 0))
-    values, value_name = yield from _fit_vectors(*value_sets, value_spec, transform, (seed, layer, 1))
+    key_heads = yield from _heads(samples, "keys", smooth_factors)
+    keys, key_name = yield from _fit_vectors(key_heads, samples.shift_keys, key_spec, transform, (seed, layer, 0))
+    value_heads = yield from _heads(samples, "values", None)
+    value_fit = _fit_vectors(value_heads, samples.shift_values, value_spec, transform, (seed, layer, 1))
+    values, value_name = yield from value_fit
     return LayerFit(LayerCodec(keys, values, samples.geometry.rotary), key_name, value_name)
 
 
-def _fit_vectors(
-    vectors: Array,
-    shift: Array,
-    weight: Array | None,
-    factors: Array | None,
-    spec: VQSpec,
-    transform: TransformName,
-    seed: tuple[int, ...],
-) -> Generator[None, None, tuple[VectorCodec, str]]:
-    """The codec of `vectors [Hkv, n, D]` float16 (shifted by `shift [Hkv, D]`)."""
+def layer_costs(
+    samples: LayerSamples, specs: Mapping[int, VQSpec], kind: Kind, transform: TransformName, seed: int, layer: int
+) -> Generator[None, None, dict[int, float]]:
+    """Expected loss of the layer's keys or values per token, by bits, from short fits of a few heads."""
+    heads = yield from _heads(samples, kind, None)
+    picked = heads[:: -(-len(heads) // TRIAL_HEADS)]
+    name = "learned" if transform == "auto" else transform
+    costs = dict.fromkeys(specs, 0.0)
+    for h, head in enumerate(picked):
+        for bits, spec in specs.items():
+            t = transform_of(name, head.moments, spec)
+            costs[bits] += trial_cost(head, t, spec, (seed, layer, h)) * len(heads) / len(picked)
+            yield
+    return costs
+
+
+def _heads(samples: LayerSamples, kind: Kind, factors: Array | None) -> Generator[None, None, list[HeadSamples]]:
+    """The samples of one kind, head by head, with their moments."""
+    of_keys = kind == "keys"
+    vectors = np.concatenate(samples.keys if of_keys else samples.values, axis=1)
+    squared = np.concatenate(samples.key_weights if of_keys else samples.value_weights, axis=1)
+    gradients = (samples.key_gradients if of_keys else samples.value_gradients) / max(1, samples.num_gradients)
     heads = []
     for h, x in enumerate(vectors.astype(np.float32)):
-        moments = moments_of(x, None if weight is None else weight[h])
-        heads.append((x, moments if factors is None else replace(moments, max_abs=factors[h].astype(np.float64) ** 2)))
+        moments = moments_of(x, samples.query_moment[h] / max(1, samples.num_queries) if of_keys else None)
+        if factors is not None:
+            moments = replace(moments, max_abs=factors[h].astype(np.float64) ** 2)
+        heads.append(HeadSamples(x, moments, squared[h], gradients[h] if samples.num_gradients else None))
         yield
+    return heads
+
+
+def _fit_vectors(
+    heads: list[HeadSamples], shift: Array, spec: VQSpec, transform: TransformName, seed: tuple[int, ...]
+) -> Generator[None, None, tuple[VectorCodec, str]]:
+    """The codec of one kind of vectors, shifted by `shift [Hkv, D]`; empties `heads`."""
     names = ("learned", "smooth_hadamard") if transform == "auto" else (transform,)
     errors = dict.fromkeys(names, 0.0)
     if len(names) > 1:
         for name in names:
-            x, moments = heads[0]
-            errors[name] = _trial_error(x, moments, transform_of(name, moments, spec), spec, seed)
+            errors[name] = trial_cost(heads[0], transform_of(name, heads[0].moments, spec), spec, seed)
             yield
     best = min(names, key=errors.__getitem__)
     fitted = []
-    for h, (x, moments) in enumerate(heads):
+    for h in range(len(heads)):
+        head, moments = heads[0], heads[0].moments
         t = transform_of(best, moments, spec)
-        x_in = ((x - moments.mean.astype(np.float32)) @ t.matrix.astype(np.float32)).astype(np.float32)
-        tables = yield from _fit_tables(x_in, spec, (*seed, h))
+        tables = yield from _fit_tables(into(head, t), token_weights(head.squared), spec, (*seed, h))
         fitted.append((moments.mean + shift[h], t, tables))
-        heads[h] = (x[:0], moments)
+        del heads[0]
         yield
     return _assemble(spec, fitted), best
 
@@ -111,47 +132,23 @@ def transform_of(name: str, moments: Moments, spec: VQSpec) -> Transform:
     return smooth_hadamard(moments, smooth=moments.query_moment is not None)
 
 
-def _fit_tables(x_in: Array, spec: VQSpec, seed: tuple[int, ...]) -> Generator[None, None, list[Array]]:
-    """Per section `[G, 256, d]` float32 of one head's transformed samples `[n, D]`."""
+def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]) -> Generator[None, None, list[Array]]:
+    """Per section `[G, 256, d]` float32 of one head's transformed samples `[n, D]` with weights `[n]`."""
     sections = []
     for s, section in enumerate(spec.sections):
         tables = []
         for g in range(section.num_codebooks):
             rng = np.random.default_rng((*seed, s, g))
-            tables.append(kmeans(_points(x_in, spec, s, g, MAX_POINTS, rng), NUM_CENTROIDS, rng))
+            columns, dim = columns_of(section, g), section.subvec_dim
+            per_token = (columns.stop - columns.start) // dim
+            rows = np.sort(rng.permutation(len(x_in))[: -(-MAX_POINTS // per_token)])
+            points = np.ascontiguousarray(x_in[rows, columns]).reshape(-1, dim)
+            of_points = np.repeat(weights[rows], per_token)
+            equal = bool((of_points == of_points[0]).all())
+            tables.append(kmeans(points, NUM_CENTROIDS, rng, None if equal else of_points))
             yield
         sections.append(np.stack(tables))
     return sections
-
-
-def _points(x_in: Array, spec: VQSpec, s: int, g: int, limit: int, rng: np.random.Generator) -> Array:
-    """Sub-vectors coded with table `g` of section `s`, `[N, d]`, thinned to about `limit`."""
-    section = spec.sections[s]
-    mine = [j for j in range(section.num_subvecs) if section.codebook_of(j) == g]
-    first = section.channel_start + mine[0] * section.subvec_dim
-    num_tokens = -(-limit // len(mine))
-    rows = x_in if len(x_in) <= num_tokens else x_in[np.sort(rng.permutation(len(x_in))[:num_tokens])]
-    return np.ascontiguousarray(rows[:, first : first + len(mine) * section.subvec_dim]).reshape(-1, section.subvec_dim)
-
-
-def _trial_error(x: Array, moments: Moments, t: Transform, spec: VQSpec, seed: tuple[int, ...]) -> float:
-    """Error of attention scores (keys) or of the vectors (values) after a short fit, on samples it has not seen."""
-    x_in = ((x - moments.mean.astype(np.float32)) @ t.matrix.astype(np.float32)).astype(np.float32)
-    train, test = (x_in[0::2], x_in[1::2][:TRIAL_TOKENS]) if len(x_in) > 1 else (x_in, x_in)
-    error = np.empty_like(test)
-    for s, section in enumerate(spec.sections):
-        for g in range(section.num_codebooks):
-            rng = np.random.default_rng((*seed, s, g))
-            points = _points(train, spec, s, g, TRIAL_POINTS, rng)
-            table = kmeans(points, NUM_CENTROIDS, rng, iterations=TRIAL_ITERATIONS)
-            mine = [j for j in range(section.num_subvecs) if section.codebook_of(j) == g]
-            first = section.channel_start + mine[0] * section.subvec_dim
-            columns = slice(first, first + len(mine) * section.subvec_dim)
-            part = test[:, columns].reshape(-1, section.subvec_dim)
-            error[:, columns] = (part - table[nearest(part, table)]).reshape(len(test), -1)
-    raw = error.astype(np.float64) @ t.inverse
-    weight = np.eye(raw.shape[1]) if moments.query_moment is None else moments.query_moment
-    return float(np.einsum("ni,ij,nj->", raw, weight, raw, optimize=True))
 
 
 def _assemble(spec: VQSpec, heads: list[tuple[Array, Transform, list[Array]]]) -> VectorCodec:

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from quant_core.artifact.manifest import content_id
 from quant_core.backends.base import KernelBackend
+from quant_core.calibrate.allocate import Allocation, measured_specs
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.evaluate import evaluate
 from quant_core.calibrate.fit import LayerFit, TransformName, fit_layer
 from quant_core.calibrate.layers import LayerGeometry, survey_layers
 from quant_core.calibrate.progress import Clock, Progress
 from quant_core.calibrate.report import EvaluationReport, GateError, TextReport
+from quant_core.calibrate.sensitivity import default_gradient_tokens
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import CodecError
 from quant_core.spec import VQSpec, WindowSpec
@@ -52,6 +54,9 @@ class CalibrationOptions:
         window: sinks, exact window and bucket length; the bucket length shapes the codec.
         seed: same seed and text, same artifact.
         max_kl: the gate, in nats per token.
+        allocation: "measured" shares the same bytes out among layers, keys and values by what their errors cost;
+            bits are then 1, 2 or 4. Needs gradients; "uniform" gives every layer the same.
+        gradient_tokens: tokens that are also read backwards, to weigh the samples; None: all on a GPU, few on a CPU.
     """
 
     key_bits: int = 2
@@ -61,6 +66,8 @@ class CalibrationOptions:
     window: WindowSpec = field(default_factory=WindowSpec)
     seed: int = 0
     max_kl: float = 0.25
+    allocation: Allocation = "uniform"
+    gradient_tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +104,13 @@ def calibrate(
     specs = {i: _specs(g, options) for i, g in survey.packable.items()}
     costs = _Costs.of(fit_windows, eval_windows, len(specs))
     clock = Clock("collect")
-    reading = collect(model, fit_windows, survey.packable, options.window, options.seed, slice_tokens)
+    backwards = default_gradient_tokens() if options.gradient_tokens is None else options.gradient_tokens
+    reading = collect(model, fit_windows, survey.packable, options.window, options.seed, slice_tokens, backwards)
     samples = yield from _told(reading, clock, 0.0, costs.collect, costs.fit_tokens, "reading calibration text")
     clock.phase = "fit"
+    if options.allocation == "measured":
+        sharing = measured_specs(samples, specs, options.transform, options.codebooks_per_head, options.seed)
+        specs = yield from _told(sharing, clock, costs.collect, 0.0, len(specs), "measuring what each layer's bits buy")
     fits = yield from _fit_all(samples, specs, options, clock, costs, slice_s)
     codec = _codec(fits, options, costs.fit_tokens)
     clock.phase = "evaluate"
@@ -202,6 +213,7 @@ def _codec(fits: dict[int, LayerFit], options: CalibrationOptions, num_tokens: i
         "key_bits": options.key_bits,
         "value_bits": options.value_bits,
         "transform": options.transform,
+        "allocation": options.allocation,
         "transforms": dict(sorted(transforms.items())),
         "position_blind_layers": [i for i, c in layers.items() if c.rotary is None],
         "fit_tokens": num_tokens,

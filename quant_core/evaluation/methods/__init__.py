@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from quant_core.backends.base import KernelBackend
 from quant_core.errors import SpecError
 from quant_core.evaluation.methods.affine import Affine
+from quant_core.evaluation.methods.allocated import Allocated
 from quant_core.evaluation.methods.auto import Auto
 from quant_core.evaluation.methods.base import Method
 from quant_core.evaluation.methods.float16 import Float16
@@ -26,6 +27,7 @@ FITTED: dict[str, Callable[[int, int, KernelBackend | None], PackedMethod]] = {
     "smooth_hadamard": SmoothHadamard,
     "learned": Learned,
     "auto": Auto,
+    "allocated": Allocated,
 }
 METHODS = (*_FIXED, *FITTED)
 

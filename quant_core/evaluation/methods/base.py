@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from quant_core.cache.store import Caches
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.layers import LayerGeometry, packable_layers
+from quant_core.calibrate.sensitivity import default_gradient_tokens
 from quant_core.spec import WindowSpec
 
 
@@ -23,6 +24,7 @@ class FitText:
         codebooks_per_head: None: as the bits ask.
         seed: of sampling and k-means.
         slice_tokens: tokens read at a time.
+        gradient_tokens: tokens that are also read backwards; None: all on a GPU, few on a CPU.
     """
 
     model: Any
@@ -31,6 +33,7 @@ class FitText:
     codebooks_per_head: int | None = None
     seed: int = 0
     slice_tokens: int = 512
+    gradient_tokens: int | None = None
     _samples: dict[bool, dict[int, LayerSamples]] = field(default_factory=dict)
 
     def samples(self, position_blind: bool) -> Generator[float, None, dict[int, LayerSamples]]:
@@ -40,7 +43,10 @@ class FitText:
             if position_blind:
                 layers = {i: _without_rotary(g) for i, g in layers.items()}
             total = max(1, sum(len(w) for w in self.windows))
-            run = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens)
+            backwards = default_gradient_tokens() if self.gradient_tokens is None else self.gradient_tokens
+            if position_blind:  # the paper knows no gradients
+                backwards = 0
+            run = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens, backwards)
             while True:
                 try:
                     yield next(run) / total

@@ -8,7 +8,9 @@ from typing import Any
 from quant_core.backends.base import KernelBackend
 from quant_core.cache.packed_store import build_caches
 from quant_core.cache.store import Caches
+from quant_core.calibrate.allocate import Allocation, measured_specs
 from quant_core.calibrate.fit import TransformName, fit_layer
+from quant_core.calibrate.layers import LayerGeometry
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import CodecError
 from quant_core.evaluation.methods.base import FitText
@@ -26,6 +28,7 @@ class PackedMethod:
         transform: of fit_layer.
         key_bits, value_bits: 1-4.
         position_blind: take keys as they are instead of relative to their bucket.
+        allocation: "measured" shares the bytes out among layers; see CalibrationOptions.
         backend: None: the best one here.
     """
 
@@ -37,6 +40,7 @@ class PackedMethod:
         value_bits: int,
         *,
         position_blind: bool = False,
+        allocation: Allocation = "uniform",
         backend: KernelBackend | None = None,
     ) -> None:
         self.name = name
@@ -46,6 +50,7 @@ class PackedMethod:
         self._transform: TransformName = transform
         self._bits = key_bits, value_bits
         self._position_blind = position_blind
+        self._allocation = allocation
         self._backend = backend
 
     def prepare(self, text: FitText) -> Generator[float, None, None]:
@@ -63,12 +68,19 @@ class PackedMethod:
                 break
         if not samples:
             raise CodecError("no layer of this model can be packed")
+        specs = {i: self._specs(layer.geometry, text.codebooks_per_head) for i, layer in samples.items()}
+        if self._allocation == "measured":
+            sharing = measured_specs(samples, specs, self._transform, text.codebooks_per_head, text.seed)
+            while True:
+                try:
+                    next(sharing)
+                    yield READING
+                except StopIteration as end:
+                    specs = end.value
+                    break
         layers: dict[int, LayerCodec] = {}
         for index, layer in samples.items():
-            geometry = layer.geometry
-            key_spec = VQSpec.for_bits(geometry.key_dim, self._bits[0], text.codebooks_per_head)
-            value_spec = VQSpec.for_bits(geometry.value_dim, self._bits[1], text.codebooks_per_head)
-            run = fit_layer(layer, key_spec, value_spec, self._transform, text.seed, index)
+            run = fit_layer(layer, *specs[index], self._transform, text.seed, index)
             while True:
                 try:
                     next(run)
@@ -83,3 +95,9 @@ class PackedMethod:
         """Packed caches with a growing pool of their own."""
         assert self.codec is not None  # prepare comes first
         return build_caches(model, self.codec, self._backend)
+
+    def _specs(self, geometry: LayerGeometry, tables: int | None) -> tuple[VQSpec, VQSpec]:
+        return (
+            VQSpec.for_bits(geometry.key_dim, self._bits[0], tables),
+            VQSpec.for_bits(geometry.value_dim, self._bits[1], tables),
+        )
