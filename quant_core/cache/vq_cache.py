@@ -47,7 +47,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
 
     @property
     def offset(self) -> Any:
-        """Position of each row's next token: `[B]` int32, made from host integers and shared by all layers of a step."""
+        """Position of each row's next token: `[B]` int32, made from host integers, shared by the layers of a step."""
         return _offsets(tuple(self.lengths))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:

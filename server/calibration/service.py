@@ -20,7 +20,6 @@ from server.errors import ConflictError, NotFoundError, NotReadyError, QueueFull
 
 if TYPE_CHECKING:
     from quant_core.artifact.store import ArtifactStore, Manifest
-
     from server.calibration.procedure import Procedure
 
 log = logging.getLogger(__name__)
