@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from quant_core import patch
 from quant_core.calibrate.capture import CaptureCache
 from quant_core.calibrate.layers import LayerGeometry
-from quant_core.calibrate.sensitivity import gradients, num_measured
+from quant_core.calibrate.sensitivity import gradient_slice, gradients, num_measured
 from quant_core.errors import CodecError
 from quant_core.spec import WindowSpec
 
@@ -92,6 +92,7 @@ def collect(
     samples = {i: LayerSamples.empty(g) for i, g in layers.items()}
     keep = _kept_fraction(windows, layers)
     done = measured = 0
+    backwards = gradient_slice(slice_tokens)
     for number, tokens in enumerate(windows):
         caches, captures = capture_caches(model, layers)
         tape = _Tape(number, seed) if measured < gradient_tokens and len(captures) == len(caches) else None
@@ -102,8 +103,10 @@ def collect(
             # The logits are not asked for, so they are not computed.
             mx.eval([c.arrays() for c in captures.values()], [c.state for c in caches if not c.empty()])
             if tape is not None:
-                yield done
-                tape.read(model, tokens[start : start + slice_tokens], start, captures, window)
+                for at in range(start, start + part.shape[1], backwards):
+                    yield done
+                    end = min(at + backwards, start + part.shape[1])
+                    tape.read(model, tokens[at:end], at, captures, window)
             done += part.shape[1]
             yield done
         rng = np.random.default_rng((seed, number))

@@ -22,8 +22,10 @@ WEIGHT_RANGE = (1e-3, 10.0)
 WEIGHT_POWER = 0.5
 # A token that fewer queries of its window read as a code is not measured.
 MIN_READERS = 64
+# Tokens read backwards unless told otherwise, and at a time on a CPU: 50 ms each there, and chats wait meanwhile.
 CPU_GRADIENT_TOKENS = 1_024
-ALL_TOKENS = 1 << 40
+GPU_GRADIENT_TOKENS = 16_384
+CPU_GRADIENT_SLICE = 16
 
 
 class NudgedCache:
@@ -125,8 +127,17 @@ def gradients(
 
 
 def default_gradient_tokens() -> int:
-    """Tokens read backwards unless told otherwise: all on a GPU; on a CPU it costs four times the reading."""
-    return CPU_GRADIENT_TOKENS if mx.default_device() == mx.Device(mx.cpu) else ALL_TOKENS
+    """How many calibration tokens are read backwards unless told otherwise."""
+    return CPU_GRADIENT_TOKENS if _on_cpu() else GPU_GRADIENT_TOKENS
+
+
+def gradient_slice(slice_tokens: int) -> int:
+    """Tokens read backwards at a time where `slice_tokens` are read forwards."""
+    return min(slice_tokens, CPU_GRADIENT_SLICE) if _on_cpu() else slice_tokens
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def num_measured(window_len: int, window: WindowSpec) -> int:
