@@ -128,7 +128,8 @@ def _calibrate_there(request: Request, url: str, key_file: Path | None, errors: 
         try:
             with report_progress(errors) as report:
                 for job in _job_events(client, path):
-                    report(f"{job['state']}: {job['detail']}", job["progress"])
+                    if job["state"] not in ENDED:
+                        report(job["detail"], job["progress"])
             if job["state"] == "stored" and request.activate:
                 # The event says "stored"; activation follows it, at the engine's next step.
                 job = _settled(client, path)

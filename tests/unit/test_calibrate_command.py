@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -78,14 +81,20 @@ class Fitting:
     """A procedure of a few slices, which then fails if told so."""
 
     error: Exception | None = None
+    endless: bool = False
     calls: list[JobOptions] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progress, None, Any]:
         self.calls.append(options)
         yield Progress("collect", 0.3, "reading", 2.0)
-        for _ in range(40):  # long enough to be seen by who follows the events
-            time.sleep(0.01)
-            yield Progress("fit", 0.6, "layer 3 of 30", 1.0)
+        try:
+            for _ in range(6000 if self.endless else 40):  # long enough to be seen by who follows the events
+                time.sleep(0.01)
+                yield Progress("fit", 0.6, "layer 3 of 30", 1.0)
+        except GeneratorExit:
+            self.closed.set()
+            raise
         if self.error is not None:
             raise self.error
         return Fitted("new", REPORT)
@@ -132,7 +141,7 @@ def test_a_job_is_followed_to_its_report_and_activated(tmp_path: Path) -> None:
     for words in ("0.0212 nats", "+2.50%", "94.1%", "30 of 30 packed", "2.00 of codes; 2.90 held"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1] == "stored as art-new, active"
-    assert "fitting: layer 3 of 30" in result.stderr
+    assert "layer 3 of 30 (60%)" in result.stderr
 
 
 def test_without_activate_it_is_only_stored_and_json_is_json() -> None:
@@ -157,6 +166,20 @@ def test_the_admin_key_comes_from_a_file(tmp_path: Path) -> None:
         refused = _run("--url", url)
         assert refused.exit_code == 1 and "HTTP 40" in refused.stderr
         assert _run("--url", url, "--admin-key-file", str(tmp_path / "key")).exit_code == 0
+
+
+def test_ctrl_c_cancels_the_job() -> None:
+    fitting = Fitting(endless=True)
+    with running(fitting) as (url, _):
+        command = [sys.executable, "-m", "server.cli", "calibrate", "--url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            while "layer 3" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert "nothing was stored" in process.stderr.read()
+        assert process.returncode == 130
+        assert fitting.closed.wait(10)
 
 
 def test_a_servers_model_is_its_own() -> None:
