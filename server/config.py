@@ -40,6 +40,7 @@ class KVCacheConfig(_Section):
     value_bits: Bits = 2
     transform: Literal["auto", "learned", "smooth_hadamard"] = "auto"
     codebooks_per_head: Literal[1, 2, 4] | None = None
+    allocation: Literal["uniform", "measured"] = "uniform"
     window: PositiveInt = 64
     num_sink_tokens: Annotated[int, Field(ge=0, le=64)] = 4
     bucket_len: PositiveInt = 512

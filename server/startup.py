@@ -91,10 +91,11 @@ def start_up(assembly: Assembly, report: Report) -> Generator[Progress, None, Lo
 def describe(store: PackedStore, model: Any) -> str:
     """One line that says how the cache is packed."""
     codec, layout = store.codec, store.arena.layout
-    first = codec.layers[min(codec.layers)]
+    keys = [c.keys.spec.bits_per_channel for c in codec.layers.values()]
+    values = [c.values.spec.bits_per_channel for c in codec.layers.values()]
     return (
-        f"{len(codec.layers)} of {len(model.layers)} layers packed: keys {first.keys.spec.bits_per_channel:g}, "
-        f"values {first.values.spec.bits_per_channel:g} bits per channel, "
+        f"{len(keys)} of {len(model.layers)} layers packed: keys {sum(keys) / len(keys):.3g}, "
+        f"values {sum(values) / len(values):.3g} bits per channel, "
         f"{layout.page_bytes / PAGE_SIZE:,.0f} bytes a token; "
         f"artifact {codec.artifact_id}; {store.arena.table.capacity:,} pages of {PAGE_SIZE} tokens "
         f"({store.plan.pool.nbytes / 2**20:,.0f} MiB); back end {store.backend.name}"

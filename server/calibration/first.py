@@ -39,6 +39,7 @@ def job_options(config: ServerConfig, key_bits: int, value_bits: int, tokenizer:
         num_samples=calibration.num_samples,
         sample_len=calibration.sample_len,
         codebooks_per_head=kv.codebooks_per_head,
+        allocation=kv.allocation,
         window=WindowSpec(kv.window, kv.num_sink_tokens, kv.bucket_len),
     )
 

@@ -12,6 +12,7 @@ from quant_core.spec import WindowSpec
 
 JobState = Literal["queued", "collecting", "fitting", "evaluating", "storing", "stored", "failed", "cancelled"]
 Transform = Literal["auto", "learned", "smooth_hadamard"]
+Allocation = Literal["uniform", "measured"]
 
 TERMINAL: frozenset[JobState] = frozenset({"stored", "failed", "cancelled"})
 STATE_OF_PHASE: dict[str, JobState] = {
@@ -56,6 +57,7 @@ class JobOptions:
     num_samples: int | None = None
     sample_len: int | None = None
     codebooks_per_head: int | None = None
+    allocation: Allocation = "uniform"
     window: WindowSpec = field(default_factory=WindowSpec)
     activate: bool = False
 
@@ -66,6 +68,7 @@ class JobOptions:
             "value_bits": self.value_bits,
             "transform": self.transform,
             "codebooks_per_head": self.codebooks_per_head,
+            "allocation": self.allocation,
             "samples": self.num_samples,
             "sample_len": self.sample_len,
             "seed": self.seed,

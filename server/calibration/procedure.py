@@ -47,6 +47,7 @@ def quant_options(options: JobOptions) -> CalibrationOptions:
         value_bits=options.value_bits,
         transform=options.transform,
         codebooks_per_head=options.codebooks_per_head,
+        allocation=options.allocation,
         window=options.window,
         seed=options.seed,
         max_kl=options.max_kl,

@@ -83,6 +83,7 @@ class CalibrationBody(RequestBody):
             num_samples=self.samples or config.calibration.num_samples,
             sample_len=self.sample_len or config.calibration.sample_len,
             codebooks_per_head=self.codebooks_per_head or config.kv_cache.codebooks_per_head,
+            allocation=config.kv_cache.allocation,
             window=WindowSpec(
                 window=config.kv_cache.window,
                 num_sink_tokens=config.kv_cache.num_sink_tokens,
