@@ -21,8 +21,10 @@ def save_plots(report: dict[str, Any], folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_loss(report["results"], folder), _position(report["results"], folder)]
-    if report.get("retrieval"):
+    files = []
+    if report["results"]:
+        files += [_loss(report["results"], folder), _position(report["results"], folder)]
+    if report["retrieval"]:
         files.append(_retrieval(report["retrieval"], folder))
     return files
 

@@ -34,11 +34,7 @@ class _Plan:
     """What was asked for, checked."""
 
     methods: tuple[str, ...]
-    bits: tuple[tuple[int, int], ...]
-    texts: tuple[Path, ...]
     fit_texts: tuple[Path, ...]
-    num_windows: int
-    window_len: int
     num_fit: int
     lengths: tuple[int, ...]
     depths: tuple[float, ...]
@@ -103,15 +99,20 @@ def evaluate(
         if artifact is not None:
             asked.append(Stored(_stored(folder, loaded.model, artifact), kernels))
         plan = _Plan(
-            _names(methods), _bits(bits), texts, tuple(fit_text or ()), windows, window_len, fit_windows,
+            _names(methods), tuple(fit_text or ()), fit_windows,
             _lengths(lengths, loaded.context_len) if retrieval else (), tuple(map(float, depths.split(","))),
         )  # fmt: skip
+        stems = [p.stem for p in texts]
+        scored = {
+            p.stem if stems.count(p.stem) == 1 else str(p): _windows(loaded.tokenizer, p, windows, window_len)
+            for p in texts
+        }
         started = time.monotonic()
         fit_windows_of = _fit_windows(plan, loaded, fit_window_len, seed, report)
         fit = FitText(loaded.model, fit_windows_of, spec, codebooks, seed, chunk)
         for method in asked:
             _drain(method.prepare(fit), report, f"fitting {_title(method)}", 1.0)
-        outcome = _measure(plan, loaded, asked, spec, ScoreOptions(chunk, decode_tokens), seed, report)
+        outcome = _measure(plan, scored, loaded, asked, spec, ScoreOptions(chunk, decode_tokens), seed, report)
     document = {
         **outcome,
         "model": loaded.model_id,
@@ -133,15 +134,21 @@ def evaluate(
 
 
 def _measure(
-    plan: _Plan, loaded: Any, methods: Sequence[Any], spec: Any, options: Any, seed: int, report: Report
+    plan: _Plan,
+    texts: dict[str, list[list[int]]],
+    loaded: Any,
+    methods: Sequence[Any],
+    spec: Any,
+    options: Any,
+    seed: int,
+    report: Report,
 ) -> dict[str, Any]:
     """`results` and `retrieval` of the report."""
     from quant_core.evaluation.retrieval import make_needle, retrieve
     from quant_core.evaluation.score import score
 
     results, found = [], []
-    if plan.texts:
-        texts = {p.stem: _windows(loaded.tokenizer, p, plan.num_windows, plan.window_len) for p in plan.texts}
+    if texts:
         total = sum(len(w) for windows in texts.values() for w in windows)
         run = score(loaded.model, methods, texts, spec, options)
         results = [r.to_dict() for r in _drain(run, report, f"scoring {total:,} tokens with each method", total)]
