@@ -1,0 +1,203 @@
+"""The promises, one function each: figures first, then whether they are kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import psutil
+from mlx_lm.generate import BatchGenerator
+
+from quant_core.backends.reference import ReferenceBackend
+from quant_core.cache.packed_store import PackedStore
+from quant_core.codec import VectorCodec
+from server.engine.request import SamplingParams
+from tests.acceptance.served import Answer, Served
+
+NEAR_TIE = 0.3
+LONG = 4_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures for people, and whether the promise is kept."""
+
+    passed: bool
+    figures: str
+
+
+def same_until_near_tie(got: Answer, alone: Answer) -> tuple[bool, int]:
+    """Whether the tokens agree up to the first step whose two best are within NEAR_TIE, and how many agree."""
+    for step, (a, b) in enumerate(zip(got.tokens, alone.tokens, strict=True)):
+        if a != b:
+            return alone.margins[step] < NEAR_TIE, step
+    return True, len(got.tokens)
+
+
+def bytes_held(server: Served) -> Result:
+    """A 4,000-token conversation holds at most a sixth of float16: pages, ring and sinks."""
+    server.answer(server.text_tokens(LONG - 20), 20)
+    kv = server.engine.status().kv_last_busy
+    assert kv is not None
+    held = kv.held_bytes["codes"] + kv.held_bytes["rings"] + kv.held_bytes["other"]
+    ratio = kv.fp16_bytes / held
+    return Result(
+        kv.tokens_held > LONG - 30 and ratio >= 6,
+        f"{kv.tokens_held} tokens: {held:,} bytes, float16 {kv.fp16_bytes:,}, ratio {ratio:.2f}; "
+        f"tables {kv.table_bytes:,}",
+    )
+
+
+def steady_memory(server: Served) -> Result:
+    """200 further requests do not grow the process."""
+    process, prompt = psutil.Process(), server.text_tokens(60)
+    sizes = []
+    for number in range(250):
+        server.answer(prompt[number % 30 :], 3)
+        if number in (49, 249):
+            sizes.append(process.memory_info().rss / 2**20)
+    growth = sizes[1] - sizes[0]
+    return Result(growth < 30, f"resident {sizes[0]:.0f} MiB after 50 requests, {growth:+.0f} MiB after 200 more")
+
+
+def streams_in_company(server: Served) -> Result:
+    """8 concurrent greedy streams of different lengths equal what each gives alone."""
+    lengths = (12, 40, 90, 150, 220, 310, 400, 520)
+    prompts = [server.text_tokens(n, 7 * n) for n in lengths]
+    num_tokens = [24 + 4 * i for i in range(8)]
+    # A little random text first, so that no prompt is found in the prefix cache of the other pass.
+    alone = [server.answer([11 + i, *p], n) for i, (p, n) in enumerate(zip(prompts, num_tokens, strict=True))]
+    together = server.answers([[11 + i, *p] for i, p in enumerate(prompts)], num_tokens, 0.3)
+    verdicts = [same_until_near_tie(a, b) for a, b in zip(together, alone, strict=True)]
+    agree = [f"{n}/{total}" for (_, n), total in zip(verdicts, num_tokens, strict=True)]
+    return Result(all(ok for ok, _ in verdicts), f"tokens equal: {' '.join(agree)}")
+
+
+def shared_prefix(server: Served) -> Result:
+    """Requests that share a 1,000-token system message: the second reports the snapshot, both equal a cold run."""
+    system = server.text_tokens(1000, 3000)
+    ends = [server.text_tokens(40, 9000 + 100 * i) for i in range(2)]
+    first, second = (server.answer([*system, *end], 20, boundaries=(1000,)) for end in ends)
+    cold = server.answer([17, *system, *ends[1]][1:], 20)
+    return Result(
+        first.cached_tokens == 0 and second.cached_tokens == 1000 and same_until_near_tie(second, cold)[0],
+        f"cached_tokens {first.cached_tokens}, then {second.cached_tokens}",
+    )
+
+
+def chunk_sizes(server: Served) -> Result:
+    """Prefill chunks of 64, 512 and 2,048: mean KL at most 1e-4; with the codes forced equal logits within 1e-3."""
+    tokens = server.text_tokens(2200, 500)
+
+    def compare() -> tuple[float, float]:
+        free = [_last_log_probs(server, server.fresh_store(), tokens, chunk) for chunk in (64, 512, 2048)]
+        kl = max(float((np.exp(free[0]) * (free[0] - other)).sum(-1).mean()) for other in free[1:])
+        forced = []
+        for chunk in (64, 512, 2048):
+            store = server.fresh_store()
+            backend = _ForcedCodes()
+            store = PackedStore(server.model, store.codec, store.plan, backend)
+            forced.append(_last_log_probs(server, store, tokens, chunk, logits=True))
+        return kl, max(float(np.abs(forced[0] - other).max()) for other in forced[1:])
+
+    kl, difference = server.on_mlx_thread(compare)
+    return Result(kl <= 1e-4 and difference <= 1e-3, f"mean KL {kl:.1e}; forced codes: logits within {difference:.1e}")
+
+
+class _ForcedCodes(ReferenceBackend):
+    """Codes that do not depend on the vectors, but on how many of the codec's vectors came before."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+
+    def vq_encode(self, vectors: mx.array, codec: VectorCodec) -> mx.array:
+        first = self._seen.get(id(codec), 0)
+        *lead, tokens, _ = vectors.shape
+        self._seen[id(codec)] = first + tokens
+        index = mx.arange(first, first + tokens)[:, None] * 37 + mx.arange(codec.spec.code_bytes) * 101
+        return mx.broadcast_to((index % 251).astype(mx.uint8), (*lead, tokens, codec.spec.code_bytes))
+
+
+def _last_log_probs(
+    server: Served, store: PackedStore, tokens: list[int], chunk: int, *, logits: bool = False
+) -> np.ndarray[Any, Any]:
+    """After the first 2,048 tokens in chunks, the distributions of the rest one chunk at a time, `[n, vocabulary]`."""
+    caches = store.new_row(None)
+    for at in range(0, 2048, chunk):
+        server.model(mx.array([tokens[at : at + chunk]]), cache=caches)
+        mx.eval([c.state for c in caches])
+        store.flush([caches])
+    out = server.model(mx.array([tokens[2048:]]), cache=caches)[0].astype(mx.float32)
+    return np.array(out if logits else out - mx.logsumexp(out, axis=-1, keepdims=True))
+
+
+def reading_beside_streams(server: Served) -> Result:
+    """While a 4,000-token prompt is read no stream waits over 1.5 s, and a short request starts before its end."""
+    done: dict[str, Answer] = {}
+    sampling = SamplingParams(temperature=0.0, num_logprobs=2, allow_eos=False)
+
+    def run(name: str, prompt: list[int], num_tokens: int) -> threading.Thread:
+        thread = threading.Thread(target=lambda: done.update({name: server.answer(prompt, num_tokens, (), sampling)}))
+        thread.start()
+        return thread
+
+    threads = [run("stream", server.text_tokens(30, 77), 700)]
+    time.sleep(4)
+    start = time.perf_counter()
+    threads.append(run("long", server.text_tokens(LONG, 12_000), 2))
+    time.sleep(2)
+    threads.append(run("short", server.text_tokens(20, 99), 5))
+    for thread in threads:
+        thread.join()
+    first_of_long = done["long"].times_s[0]
+    within = [t for t in done["stream"].times_s if start - 1 <= t <= first_of_long]
+    gap = float(np.diff(within).max())
+    covered = done["stream"].times_s[-1] - start
+    short = done["short"].times_s[0]
+    return Result(
+        gap <= 1.5 and short < first_of_long,
+        f"longest gap {gap:.2f} s over {min(covered, first_of_long - start):.0f} s; the short request's first token "
+        f"{short - start - 2:.1f} s after it came, the long one's after {first_of_long - start:.0f} s",
+    )
+
+
+def engine_throughput(server: Served) -> Result:
+    """The engine against BatchGenerator alone on the same cache: at least 0.95 of its tokens/s, best of 3 each."""
+    prompts = [server.text_tokens(24, 31 * i) for i in range(4)]
+    num_tokens = 40
+
+    def alone() -> float:
+        store = server.fresh_store()
+        generator = BatchGenerator(server.model, prefill_step_size=64)
+        generator.close()
+        with mx.stream(generator.stream):
+            generator.insert(prompts, max_tokens=[num_tokens] * 4, caches=[store.new_row(None) for _ in prompts])
+            start = time.perf_counter()
+            while any(generator.next()):
+                pass
+            return time.perf_counter() - start
+
+    def through_engine() -> float:
+        start = time.perf_counter()
+        server.answers(prompts, [num_tokens] * 4, 0)
+        return time.perf_counter() - start
+
+    times = [(server.on_mlx_thread(alone), through_engine()) for _ in range(3)]
+    ratio = min(a for a, _ in times) / min(b for _, b in times)
+    return Result(ratio >= 0.95, f"{ratio:.3f} of BatchGenerator's tokens/s ({4 * num_tokens} tokens, 4 rows)")
+
+
+CHECKS: dict[str, Callable[[Served], Result]] = {
+    "bytes_held": bytes_held,
+    "streams_in_company": streams_in_company,
+    "shared_prefix": shared_prefix,
+    "chunk_sizes": chunk_sizes,
+    "reading_beside_streams": reading_beside_streams,
+    "engine_throughput": engine_throughput,
+    "steady_memory": steady_memory,
+}
