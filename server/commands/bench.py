@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from server.errors import ConfigError
 
+if TYPE_CHECKING:
+    from server.bench.decode import Measurement
+
 
 def register(app: typer.Typer) -> None:
     """Add `vecinfer bench`."""
     group = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
     group.command("attention")(attention)
+    group.command("decode")(decode)
+    group.command("prefill")(prefill)
     app.add_typer(group, name="bench")
 
 
@@ -55,6 +61,70 @@ def attention(
         )
     if out is not None:
         out.write_text(json.dumps(bench.report(rows, geometry, backend), indent=1) + "\n", encoding="utf-8")
+
+
+def decode(
+    shape: Annotated[
+        str, typer.Option(help="llama-3.1-8b or tiny; random 4-bit weights are made here.")
+    ] = "llama-3.1-8b",
+    contexts: Annotated[str, typer.Option(help="Tokens of context, ...")] = "4096,32768,131072",
+    batches: Annotated[str, typer.Option(help="Conversations at a time, ...")] = "1,8",
+    methods: Annotated[str, typer.Option(help="fp16, affine8, affine4, vq-K-V (bits), ...")] = "fp16,affine4,vq-2-2",
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Time whole decode steps of a model on packed, float16 and affine caches, with the bytes they hold.
+
+    Contexts are filled with random contents, so nothing long is read first.
+
+    Example: vecinfer bench decode --contexts 32768 --batches 1,8 --json decode.json
+    """
+    from server.bench import decode as bench
+    from server.bench.model import SHAPES, random_model
+
+    chosen = SHAPES.get(shape)
+    if chosen is None:
+        raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
+    sizes = [int(c) for c in contexts.split(",")], [int(b) for b in batches.split(",")]
+    _print_model_rows(bench.bench_decode(random_model(chosen), chosen, methods.split(","), sizes[1], sizes[0]), out)
+
+
+def prefill(
+    shape: Annotated[
+        str, typer.Option(help="llama-3.1-8b or tiny; random 4-bit weights are made here.")
+    ] = "llama-3.1-8b",
+    contexts: Annotated[str, typer.Option(help="Prompt tokens, ...")] = "8192,32768",
+    methods: Annotated[str, typer.Option(help="fp16, affine8, affine4, vq-K-V (bits), ...")] = "fp16,vq-2-2",
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Time reading a prompt in chunks of 512 tokens.
+
+    Example: vecinfer bench prefill --contexts 8192
+    """
+    from server.bench import decode as bench
+    from server.bench.model import SHAPES, random_model
+
+    chosen = SHAPES.get(shape)
+    if chosen is None:
+        raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
+    sizes = [int(c) for c in contexts.split(",")]
+    _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out)
+
+
+def _print_model_rows(rows: Iterable[Measurement], out: Path | None) -> None:
+    """One line per row as it is measured; all of them as JSON in the end."""
+    console, found = Console(), []
+    console.print(
+        f"{'phase':>8} {'method':>8} {'batch':>5} {'context':>8} {'tokens/s':>9} {'KV MiB':>8} {'peak MiB':>9}"
+    )
+    for row in rows:
+        found.append(row.to_dict())
+        if row.tokens_per_s is None:
+            figures = f"not run: {row.error}"
+        else:
+            figures = f"{row.tokens_per_s:9.1f} {(row.kv_bytes or 0) / 2**20:8.0f} {(row.peak_bytes or 0) / 2**20:9.0f}"
+        console.print(f"{row.phase:>8} {row.method:>8} {row.batch:5} {row.context:8} {figures}", highlight=False)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _numbers(text: str, separator: str, count: int, option: str) -> tuple[int, ...]:
