@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from quant_core.calibrate.layers import LayerGeometry
 from quant_core.calibrate.sensitivity import gradient_slice, gradients, num_measured
 from quant_core.errors import CodecError
 from quant_core.spec import WindowSpec
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -106,7 +109,8 @@ def collect(
                 for at in range(start, start + part.shape[1], backwards):
                     yield done
                     end = min(at + backwards, start + part.shape[1])
-                    tape.read(model, tokens[at:end], at, captures, window)
+                    if tape is not None and not tape.read(model, tokens[at:end], at, captures, window):
+                        tape, gradient_tokens = None, 0
             done += part.shape[1]
             yield done
         rng = np.random.default_rng((seed, number))
@@ -178,15 +182,20 @@ class _Tape:
 
     def read(
         self, model: Any, tokens: Sequence[int], start: int, captures: dict[int, CaptureCache], window: WindowSpec
-    ) -> None:
-        """Add what the answers of one slice say about all tokens up to its end."""
+    ) -> bool:
+        """Add what the answers of one slice say about all tokens up to its end; False: the model cannot be read so."""
         self.num_tokens = start + len(tokens)
         self._key, key = mx.random.split(self._key)
-        of_keys, of_values = gradients(model, tokens, start, list(captures.values()), window, key)
+        try:
+            of_keys, of_values = gradients(model, tokens, start, list(captures.values()), window, key)
+        except (RuntimeError, ValueError) as error:  # an operation without a gradient, or too little memory
+            log.warning("calibration text is not read backwards, tables are fitted unweighted: %s", error)
+            return False
         for index, k, v in zip(captures, of_keys, of_values, strict=True):
             self.keys[index] = _grown(self.keys.get(index), k)
             self.values[index] = _grown(self.values.get(index), v)
         mx.eval(list(self.keys.values()), list(self.values.values()))
+        return True
 
 
 def _grown(total: mx.array | None, more: mx.array) -> mx.array:
@@ -206,6 +215,10 @@ def _take_gradients(samples: LayerSamples, tape: _Tape | None, index: int, chose
     keys, values = tape.keys[index][:, mx.array(known)], tape.values[index][:, mx.array(known)]
     if rotary is not None:
         keys = rotary.turn(keys, -(known // window.bucket_len) * window.bucket_len)
+    if not (mx.isfinite(keys).all() & mx.isfinite(values).all()).item():  # float16 overflowed
+        samples.key_weights.append(unknown)
+        samples.value_weights.append(unknown)
+        return
     for x, weights in ((keys, samples.key_weights), (values, samples.value_weights)):
         weights.append(unknown.copy())
         weights[-1][:, :num] = np.array((x**2).sum(-1))

@@ -121,3 +121,14 @@ def test_shared_out_bits_cost_no_more_bytes_and_need_gradients(model: Any) -> No
         assert used <= sum(k.code_bytes + v.code_bytes for k, v in uniform.values())
         if not gradient_tokens:
             assert specs == uniform
+
+
+def test_a_model_without_gradients_is_fitted_unweighted(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("[CustomKernel::vjp] Not implemented.")
+
+    monkeypatch.setattr("quant_core.calibrate.collect.gradients", refuse)
+    samples = _run(collect(model, [_tokens(256, 1)], packable_layers(model), WINDOW, 0, 64, gradient_tokens=256))
+    for layer in samples.values():
+        assert layer.num_gradients == 0
+        assert np.isnan(layer.key_weights[0]).all()
