@@ -20,7 +20,7 @@ Procedure = Callable[[Any, Any, JobOptions], Slices]
 
 DEFAULT_SAMPLE_LEN = 512
 NUM_SAMPLES_GPU = 128
-NUM_SAMPLES_CPU = 12
+NUM_SAMPLES_CPU = 8
 # One window in eight is kept from the fit and only evaluated on.
 HELD_OUT_EVERY = 8
 # Writing the built-in text takes about this share of a whole job.
