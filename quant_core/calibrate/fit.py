@@ -110,7 +110,10 @@ def _fit_vectors(
     for h in range(len(heads)):
         head, moments = heads[0], heads[0].moments
         t = transform_of(best, moments, spec)
-        tables = yield from _fit_tables(into(head, t), token_weights(head.squared), spec, (*seed, h))
+        # Weighting pays for values (docs/decisions.md); for keys it is not measured.
+        of_values = moments.query_moment is None
+        weights = token_weights(head.squared) if of_values else np.ones(len(head.squared), np.float32)
+        tables = yield from _fit_tables(into(head, t), weights, spec, (*seed, h))
         fitted.append((moments.mean + shift[h], t, tables))
         del heads[0]
         yield
