@@ -211,14 +211,17 @@ class PackedStore:
         return flush_rows(_rows(batches), self.arena, self.backend, ahead=1)
 
     def held(self, batches: Iterable[Caches]) -> HeldBytes:
-        """Bytes held now: pages in use, rings of live batches, snapshots, and caches of layers that are not packed."""
+        """Bytes held now: pages and rings of live rows, layers that are not packed, and what only snapshots hold."""
         caches = [c for batch in batches for c in batch]
+        live_pages = {page for row in _rows([caches]) for page in row.pages}
+        page_bytes = self.arena.layout.page_bytes
         packed = [c for c in caches if isinstance(c, BatchVQCache)]
         pending = sum(p.keys.nbytes + p.values.nbytes for c in packed for row in c.pending for p in row)
         return HeldBytes(
-            codes=self.arena.table.num_used * self.arena.layout.page_bytes + pending,
+            codes=len(live_pages) * page_bytes + pending,
             rings=sum(c.ring_bytes for c in packed),
-            snapshots=sum(s.nbytes for s in self._snapshots),
+            snapshots=sum(s.nbytes for s in self._snapshots)
+            + (self.arena.table.num_used - len(live_pages)) * page_bytes,
             other=sum(_nbytes(c) for c in caches if not isinstance(c, BatchVQCache)),
         )
 

@@ -23,7 +23,7 @@ WEIGHT_POWER = 0.5
 # A token that fewer queries of its window read as a code is not measured.
 MIN_READERS = 64
 # Tokens read backwards unless told otherwise, and at a time on a CPU: 50 ms each there, and chats wait meanwhile.
-CPU_GRADIENT_TOKENS = 1_024
+CPU_GRADIENT_TOKENS = 512
 GPU_GRADIENT_TOKENS = 16_384
 CPU_GRADIENT_SLICE = 16
 

@@ -29,7 +29,8 @@ class KVStatus:
 
     Attributes:
         method: "vecinfer" or "fp16".
-        held_bytes: by part: "codes" (pages in use), "rings", "snapshots", "other" (layers with mlx-lm's cache).
+        held_bytes: by part: "codes" (pages of running conversations), "rings", "snapshots" (tails, and pages nothing
+            else holds), "other" (layers with mlx-lm's cache).
         table_bytes: codebooks, transforms and means of live artifacts.
         pages_total, pages_used, pages_reserved: of the pool; reserved counts promised, not yet written pages.
         budget_bytes: the one byte budget.

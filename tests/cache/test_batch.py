@@ -245,3 +245,17 @@ def test_a_row_of_another_artifact_is_refused(model: Any, store: PackedStore, tm
     (tmp_path / "cut").write_bytes((tmp_path / "row.safetensors").read_bytes()[:100])
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_row(tmp_path / "cut", store)
+
+
+def test_bytes_tell_live_rows_from_snapshots(model: Any, store: PackedStore) -> None:
+    (prompt,) = prompts(400)
+    caches = store.new_row(store.reserve(400))
+    logprobs(model, caches, prompt)
+    assert store.snapshot(caches, prompt) is not None
+    page_bytes, pages = store.arena.layout.page_bytes, len(caches[0].rows[0].pages)
+    running = store.held([caches])
+    assert (running.codes, running.rings) == (pages * page_bytes, sum(c.ring_bytes for c in caches))
+    tails = running.snapshots
+    del caches
+    after = store.held([])
+    assert (after.codes, after.rings, after.snapshots) == (0, 0, tails + store.arena.table.num_used * page_bytes)
