@@ -82,11 +82,17 @@ def serving(
 
 def assert_clean(loop: EngineLoop, store: KVStore) -> None:
     """Nothing runs, nothing is promised, every page is accounted for."""
-    wait_until(lambda: loop.status().num_running == 0)
+    # Asked on the engine's own thread: the published status may be a step old.
+    wait_until(lambda: loop.call(lambda: _num_running(loop)).result(10) == 0)
     loop.call(lambda: store.check_integrity()).result(10)
     kv = loop.status().kv
     assert kv is not None
     assert (kv.pages_reserved, kv.held_bytes["rings"], kv.held_bytes["other"], kv.tokens_held) == (0, 0, 0, 0)
+
+
+def _num_running(loop: EngineLoop) -> int:
+    assert loop._scheduler is not None  # a ready engine has one
+    return loop._scheduler.num_running
 
 
 def request(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,9 @@ def test_ctrl_c_cancels_the_job() -> None:
     fitting = Fitting(endless=True)
     with running(fitting) as (url, _):
         command = [sys.executable, "-m", "server.cli", "calibrate", "--url", url]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # A shell's background jobs ignore SIGINT, and so would their children.
+        restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restore) as process:
             assert process.stderr is not None
             while "layer 3" not in process.stderr.readline():
                 assert process.poll() is None
