@@ -171,6 +171,8 @@ class CalibrationService:
         """The job on the engine's thread: its slices, then the atomic store."""
         with closing(self._procedure(target.model, target.tokenizer, job.options)) as slices:
             result = yield from _watched(slices, job, loop)
+        if job.cancel_requested:
+            raise JobCancelled
         loop.call_soon_threadsafe(job.note_storing)
         report = result.report.to_dict()
         return Stored(self._artifacts.put(result.codec, report, target.fingerprint), report)
