@@ -50,7 +50,7 @@ def attend_block(scores: mx.array, bias: mx.array | None, values: mx.array) -> P
     if bias is not None:
         scores = scores + bias
     top = mx.max(scores, axis=-1)
-    weights = _exp(scores - top[..., None])
+    weights = exp(scores - top[..., None])
     return Partial(top, weights.sum(-1), (weights.astype(values.dtype) @ values).astype(mx.float32))
 
 
@@ -59,7 +59,8 @@ def visibility_bias(visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) ->
     return None if visible.all() else mx.array(np.where(visible, np.float32(0), np.float32(MASKED)))
 
 
-def _exp(x: mx.array) -> mx.array:
+def exp(x: mx.array) -> mx.array:
+    """exp of an array; a large one on a CPU is evaluated, and leaves the graph."""
     if x.size < _HOST_EXP_SIZE or mx.default_device().type != mx.DeviceType.cpu:
         return mx.exp(x)
     return mx.array(np.exp(np.asarray(x)))

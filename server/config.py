@@ -67,6 +67,7 @@ class CalibrationConfig(_Section):
     """The first calibration and the defaults of later jobs."""
 
     auto: bool = True
+    preset: Literal["default", "thorough"] = "default"
     num_samples: PositiveInt | None = None
     sample_len: PositiveInt | None = None
     seed: int = 0

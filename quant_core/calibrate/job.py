@@ -16,9 +16,9 @@ from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.evaluate import evaluate
 from quant_core.calibrate.fit import LayerFit, TransformName, fit_layer
 from quant_core.calibrate.layers import LayerGeometry, survey_layers
+from quant_core.calibrate.presets import preset
 from quant_core.calibrate.progress import Clock, Progress
 from quant_core.calibrate.report import EvaluationReport, GateError, TextReport
-from quant_core.calibrate.sensitivity import default_gradient_tokens
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import CodecError
 from quant_core.spec import VQSpec, WindowSpec
@@ -56,7 +56,7 @@ class CalibrationOptions:
         max_kl: the gate, in nats per token.
         allocation: "measured" shares the same bytes out among layers, keys and values by what their errors cost;
             bits are then 1, 2 or 4. Needs gradients; "uniform" gives every layer the same.
-        gradient_tokens: tokens that are also read backwards, to weigh the samples; None: all on a GPU, few on a CPU.
+        gradient_tokens: tokens that are also read backwards, to weigh the samples; None: as the default preset.
     """
 
     key_bits: int = 2
@@ -104,7 +104,7 @@ def calibrate(
     specs = {i: _specs(g, options) for i, g in survey.packable.items()}
     costs = _Costs.of(fit_windows, eval_windows, len(specs))
     clock = Clock("collect")
-    backwards = default_gradient_tokens() if options.gradient_tokens is None else options.gradient_tokens
+    backwards = preset("default").gradient_tokens if options.gradient_tokens is None else options.gradient_tokens
     reading = collect(model, fit_windows, survey.packable, options.window, options.seed, slice_tokens, backwards)
     samples = yield from _told(reading, clock, 0.0, costs.collect, costs.fit_tokens, "reading calibration text")
     clock.phase = "fit"

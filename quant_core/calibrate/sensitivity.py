@@ -22,9 +22,7 @@ WEIGHT_RANGE = (1e-3, 10.0)
 WEIGHT_POWER = 0.5
 # A token that fewer queries of its window read as a code is not measured.
 MIN_READERS = 64
-# Tokens read backwards unless told otherwise, and at a time on a CPU: 50 ms each there, and chats wait meanwhile.
-CPU_GRADIENT_TOKENS = 512
-GPU_GRADIENT_TOKENS = 16_384
+# Tokens read backwards at a time on a CPU: 50 ms each there, and chats wait meanwhile.
 CPU_GRADIENT_SLICE = 16
 
 
@@ -126,18 +124,10 @@ def gradients(
     return keys, values
 
 
-def default_gradient_tokens() -> int:
-    """How many calibration tokens are read backwards unless told otherwise."""
-    return CPU_GRADIENT_TOKENS if _on_cpu() else GPU_GRADIENT_TOKENS
-
-
 def gradient_slice(slice_tokens: int) -> int:
     """Tokens read backwards at a time where `slice_tokens` are read forwards."""
-    return min(slice_tokens, CPU_GRADIENT_SLICE) if _on_cpu() else slice_tokens
-
-
-def _on_cpu() -> bool:
-    return bool(mx.default_device() == mx.Device(mx.cpu))
+    on_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
+    return min(slice_tokens, CPU_GRADIENT_SLICE) if on_cpu else slice_tokens
 
 
 def num_measured(window_len: int, window: WindowSpec) -> int:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.errors import ShapeError
+from quant_core.softmax import exp
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -64,7 +65,8 @@ class PositionKL:
 def log_probs(logits: mx.array) -> mx.array:
     """Log-probabilities `[T, V]` float32 of logits `[T, V]`."""
     x = logits.astype(mx.float32)
-    return x - mx.logsumexp(x, axis=-1, keepdims=True)
+    x = x - mx.max(x, axis=-1, keepdims=True)
+    return x - mx.log(exp(x).sum(axis=-1, keepdims=True))
 
 
 def position_losses(exact: mx.array, method: mx.array, following: mx.array) -> PositionLosses:
@@ -77,7 +79,7 @@ def position_losses(exact: mx.array, method: mx.array, following: mx.array) -> P
     if exact.shape != method.shape or len(exact) - len(following) not in (0, 1):
         raise ShapeError(f"log-probabilities {exact.shape} and {method.shape} for {len(following)} following tokens")
     # A difference of 0 where both are -inf (masked tokens) counts as no loss.
-    kl = mx.where(mx.isinf(exact), 0, mx.exp(exact) * (exact - method)).sum(-1)
+    kl = mx.where(mx.isinf(exact), 0, exp(exact) * (exact - method)).sum(-1)
     same = mx.argmax(exact, axis=-1) == mx.argmax(method, axis=-1)
     n, column = len(following), following[:, None]
     nll = [-mx.take_along_axis(x[:n], column, axis=-1)[:, 0] for x in (exact, method)]

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import Caches
+from quant_core.calibrate.evaluate import first_coded_position
 from quant_core.errors import CodecError
 from quant_core.evaluation.measure import Held, measure
 from quant_core.evaluation.methods.base import Method
@@ -24,7 +25,7 @@ from quant_core.evaluation.metrics import (
     position_losses,
     summarise,
 )
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.spec import WindowSpec
 
 Windows = Sequence[Sequence[int]]
 
@@ -60,6 +61,7 @@ class Result:
     method: str
     key_bits: float
     value_bits: float
+    window: int | None
     held: Held
     table_bytes: int
     loss: Loss
@@ -71,6 +73,7 @@ class Result:
             "method": self.method,
             "key_bits": self.key_bits,
             "value_bits": self.value_bits,
+            "window": self.window,
             "code_bits_per_channel": self.held.code_bits_per_channel,
             "held_bits_per_channel": self.held.held_bits_per_channel,
             **dataclasses.asdict(self.loss),
@@ -87,22 +90,18 @@ class Result:
         }
 
 
-def first_coded_position(window: WindowSpec) -> int:
-    """The first position whose query reads codes; positions before it would only dilute the loss."""
-    return window.window + PAGE_SIZE - 1
-
-
 def score(
     model: Any, methods: Sequence[Method], texts: Mapping[str, Windows], window: WindowSpec, options: ScoreOptions
 ) -> Generator[int, None, list[Result]]:
     """Compare prepared `methods` on the windows of each text; yields the tokens done after each chunk.
 
-    All methods are counted from the first position that a packed cache reads codes at.
+    All methods are counted from the first position at which every packed cache reads codes, `window` or wider.
 
     Raises:
         CodecError: a window too short to read a code.
     """
-    first = first_coded_position(window)
+    widest = max([window.window, *(m.window for m in methods if m.window is not None)])
+    first = first_coded_position(dataclasses.replace(window, window=widest))
     shortest = min((len(w) for windows in texts.values() for w in windows), default=0)
     if shortest <= first + 1:
         raise CodecError(f"evaluation needs windows of more than {first + 1} tokens, the shortest has {shortest}")
@@ -162,4 +161,6 @@ def _result(method: Method, held: Held, texts: dict[str, list[PositionLosses]], 
         mean([m.top1 for m in means]),
         sum(m.num_tokens for m in means),
     )
-    return Result(method.name, method.key_bits, method.value_bits, held, method.table_bytes, loss, per_text)
+    return Result(
+        method.name, method.key_bits, method.value_bits, method.window, held, method.table_bytes, loss, per_text
+    )

@@ -36,6 +36,7 @@ def job_options(config: ServerConfig, key_bits: int, value_bits: int, tokenizer:
         max_kl=calibration.max_kl,
         texts=texts,
         builtin=not texts,
+        preset=calibration.preset,
         num_samples=calibration.num_samples,
         sample_len=calibration.sample_len,
         codebooks_per_head=kv.codebooks_per_head,

@@ -13,6 +13,7 @@ from quant_core.spec import WindowSpec
 JobState = Literal["queued", "collecting", "fitting", "evaluating", "storing", "stored", "failed", "cancelled"]
 Transform = Literal["auto", "learned", "smooth_hadamard"]
 Allocation = Literal["uniform", "measured"]
+PresetName = Literal["default", "thorough"]
 
 TERMINAL: frozenset[JobState] = frozenset({"stored", "failed", "cancelled"})
 STATE_OF_PHASE: dict[str, JobState] = {
@@ -45,7 +46,10 @@ class ProgressReport(Protocol):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What to calibrate with. `texts` empty: the model's own continuations of built-in prompts."""
+    """What to calibrate with. `texts` empty: the model's own continuations of built-in prompts.
+
+    `num_samples` and `sample_len` None: as the preset has them.
+    """
 
     key_bits: int
     value_bits: int
@@ -54,6 +58,7 @@ class JobOptions:
     max_kl: float
     texts: tuple[str, ...] = ()
     builtin: bool = True
+    preset: PresetName = "default"
     num_samples: int | None = None
     sample_len: int | None = None
     codebooks_per_head: int | None = None
@@ -69,6 +74,7 @@ class JobOptions:
             "transform": self.transform,
             "codebooks_per_head": self.codebooks_per_head,
             "allocation": self.allocation,
+            "preset": self.preset,
             "samples": self.num_samples,
             "sample_len": self.sample_len,
             "seed": self.seed,

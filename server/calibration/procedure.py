@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-import mlx.core as mx
-
 from quant_core.calibrate.job import CalibrationOptions, CalibrationResult, Progress, calibrate
+from quant_core.calibrate.presets import preset
 from quant_core.calibrate.windows import builtin_windows, text_windows
 from quant_core.errors import CodecError
 from server.calibration.job import JobOptions
@@ -18,9 +17,6 @@ Windows = list[list[int]]
 Slices = Generator[Progress, None, CalibrationResult]
 Procedure = Callable[[Any, Any, JobOptions], Slices]
 
-DEFAULT_SAMPLE_LEN = 512
-NUM_SAMPLES_GPU = 128
-NUM_SAMPLES_CPU = 8
 # One window in eight is kept from the fit and only evaluated on.
 HELD_OUT_EVERY = 8
 # Writing the built-in text takes about this share of a whole job.
@@ -47,10 +43,11 @@ def quant_options(options: JobOptions) -> CalibrationOptions:
         value_bits=options.value_bits,
         transform=options.transform,
         codebooks_per_head=options.codebooks_per_head,
-        allocation=options.allocation,
         window=options.window,
         seed=options.seed,
         max_kl=options.max_kl,
+        allocation=options.allocation,
+        gradient_tokens=preset(options.preset).gradient_tokens,
     )
 
 
@@ -71,9 +68,9 @@ def split_windows(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def _windows(model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progress, None, Windows]:
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    num_samples = options.num_samples or (NUM_SAMPLES_CPU if on_cpu else NUM_SAMPLES_GPU)
-    sample_len = options.sample_len or DEFAULT_SAMPLE_LEN
+    sizes = preset(options.preset)
+    num_samples = options.num_samples or sizes.num_samples
+    sample_len = options.sample_len or sizes.sample_len
     windows: Windows = []
     if options.texts:
         windows += text_windows(tokenizer, options.texts, num_samples, sample_len)

@@ -33,11 +33,13 @@ class Request:
     """What was asked for; None: as the server or config.yaml has it."""
 
     text: CalibrationText
+    preset: str | None
     samples: int | None
     sample_len: int | None
     key_bits: int | None
     value_bits: int | None
     transform: str | None
+    allocation: str | None
     seed: int | None
     max_kl: float | None
     activate: bool
@@ -62,12 +64,14 @@ def calibrate(
         list[Path] | None,
         _option("Text, .jsonl or chat log (.json) to fit on; several times. Default: built-in prompts.", "--text"),
     ] = None,
+    preset: Annotated[str | None, _option("default, or thorough: reads more text, takes longer, loses less.")] = None,
     samples: Annotated[int | None, _option("Windows of text.", min=2)] = None,
     sample_len: Annotated[int | None, _option("Tokens of a window.", min=64)] = None,
     bits: Annotated[int | None, _option("Bits per channel of keys and values, 1-4.", min=1, max=4)] = None,
     key_bits: Annotated[int | None, _option("Bits of the keys alone.", min=1, max=4)] = None,
     value_bits: Annotated[int | None, _option("Bits of the values alone.", min=1, max=4)] = None,
     transform: Annotated[str | None, _option("auto, learned or smooth_hadamard (the paper's).")] = None,
+    allocation: Annotated[str | None, _option("uniform, or measured: bits shared out by layer.")] = None,
     seed: Annotated[int | None, _option("Same seed and text, same artifact.", min=0)] = None,
     max_kl: Annotated[float | None, _option("Refuse a codec whose mean KL is larger.")] = None,
     activate: Annotated[bool, _option("Use it from now on.", "--activate")] = False,
@@ -99,7 +103,17 @@ def calibrate(
         raise ConfigError("--model, --config and --data-dir need --local; a running server has its own model")
     given = read_text_files(text) if text else CalibrationText()
     request = Request(
-        given, samples, sample_len, key_bits or bits, value_bits or bits, transform, seed, max_kl, activate
+        given,
+        preset,
+        samples,
+        sample_len,
+        key_bits or bits,
+        value_bits or bits,
+        transform,
+        allocation,
+        seed,
+        max_kl,
+        activate,
     )
     errors = Console(stderr=True, soft_wrap=True)
     if local:
@@ -170,11 +184,13 @@ def _body(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {
         "text": list(request.text.texts) or None,
         "messages": [list(c) for c in request.text.conversations] or None,
+        "preset": request.preset,
         "samples": request.samples,
         "sample_len": request.sample_len,
         "key_bits": request.key_bits,
         "value_bits": request.value_bits,
         "transform": request.transform,
+        "allocation": request.allocation,
         "seed": request.seed,
         "max_kl": request.max_kl,
         "activate": request.activate,
@@ -222,6 +238,8 @@ def _calibrate_here(
             "kv_cache.key_bits": request.key_bits,
             "kv_cache.value_bits": request.value_bits,
             "kv_cache.transform": request.transform,
+            "kv_cache.allocation": request.allocation,
+            "calibration.preset": request.preset,
             "calibration.num_samples": request.samples,
             "calibration.sample_len": request.sample_len,
             "calibration.seed": request.seed,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from quant_core.spec import WindowSpec
-from server.calibration.job import JobOptions, Transform
+from server.calibration.job import Allocation, JobOptions, PresetName, Transform
 from server.config import ServerConfig
 from server.errors import BadRequestError
 from server.schemas.base import RequestBody, refused
@@ -42,12 +42,14 @@ class CalibrationBody(RequestBody):
     text: Texts | None = None
     messages: Annotated[list[Conversation], BeforeValidator(_conversations), Field(min_length=1)] | None = None
     builtin: bool | None = None
+    preset: PresetName | None = None
     samples: int | None = Field(None, ge=2, le=4096)
     sample_len: int | None = Field(None, ge=64, le=131072)
     bits: Bits | None = None
     key_bits: Bits | None = None
     value_bits: Bits | None = None
     transform: Transform | None = None
+    allocation: Allocation | None = None
     codebooks_per_head: Annotated[int, Field(ge=1, le=4)] | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     max_kl: float | None = Field(None, gt=0, le=100)
@@ -80,10 +82,11 @@ class CalibrationBody(RequestBody):
             max_kl=self.max_kl or config.calibration.max_kl,
             texts=texts,
             builtin=not texts if self.builtin is None else self.builtin,
+            preset=self.preset or config.calibration.preset,
             num_samples=self.samples or config.calibration.num_samples,
             sample_len=self.sample_len or config.calibration.sample_len,
             codebooks_per_head=self.codebooks_per_head or config.kv_cache.codebooks_per_head,
-            allocation=config.kv_cache.allocation,
+            allocation=self.allocation or config.kv_cache.allocation,
             window=WindowSpec(
                 window=config.kv_cache.window,
                 num_sink_tokens=config.kv_cache.num_sink_tokens,

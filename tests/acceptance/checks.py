@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from mlx_lm.generate import BatchGenerator
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.cache.packed_store import PackedStore
 from quant_core.codec import VectorCodec
+from server.calibration.first import job_options
+from server.calibration.procedure import calibration_slices
 from server.engine.request import SamplingParams
 from tests.acceptance.served import Answer, Served
 
@@ -192,6 +194,35 @@ def engine_throughput(server: Served) -> Result:
     return Result(ratio >= 0.95, f"{ratio:.3f} of BatchGenerator's tokens/s ({4 * num_tokens} tokens, 4 rows)")
 
 
+def calibration_beside_chats(server: Served) -> Result:
+    """A calibration runs beside a chat, which keeps at least half its tokens/s."""
+    config, num_tokens = server.assembly.config, 120
+    prompt = server.text_tokens(40, 5_000)
+    alone = _tokens_per_s(server.answer([9, *prompt], num_tokens))
+    options = job_options(config, config.kv_cache.key_bits, config.kv_cache.value_bits, server.tokenizer)
+    phases: set[str] = set()
+
+    def slices() -> Generator[Any, None, None]:
+        for progress in calibration_slices(server.model, server.tokenizer, options):
+            phases.add(progress.phase)
+            yield progress
+
+    job = server.engine.run_job(slices())
+    rates = []
+    while not job.done() and len(rates) < 8:
+        rates.append(_tokens_per_s(server.answer([10 + len(rates), *prompt], num_tokens)))
+    job.cancel()
+    worst = min(rates)
+    return Result(
+        worst >= 0.5 * alone,
+        f"{alone:.1f} tokens/s alone, {worst:.1f} ({worst / alone:.2f}) at worst beside: {', '.join(sorted(phases))}",
+    )
+
+
+def _tokens_per_s(answer: Answer) -> float:
+    return (len(answer.times_s) - 1) / (answer.times_s[-1] - answer.times_s[0])
+
+
 CHECKS: dict[str, Callable[[Served], Result]] = {
     "bytes_held": bytes_held,
     "streams_in_company": streams_in_company,
@@ -199,5 +230,6 @@ CHECKS: dict[str, Callable[[Served], Result]] = {
     "chunk_sizes": chunk_sizes,
     "reading_beside_streams": reading_beside_streams,
     "engine_throughput": engine_throughput,
+    "calibration_beside_chats": calibration_beside_chats,
     "steady_memory": steady_memory,
 }

@@ -22,7 +22,7 @@ _FIXED: dict[str, Callable[[], Method]] = {
     "affine8": lambda: Affine(8),
     "affine4": lambda: Affine(4),
 }
-FITTED: dict[str, Callable[[int, int, KernelBackend | None], PackedMethod]] = {
+FITTED: dict[str, Callable[[int, int, int | None, KernelBackend | None], PackedMethod]] = {
     "smooth_hadamard_blind": Paper,
     "smooth_hadamard": SmoothHadamard,
     "learned": Learned,
@@ -33,9 +33,12 @@ METHODS = (*_FIXED, *FITTED)
 
 
 def make_methods(
-    names: Sequence[str], bits: Sequence[tuple[int, int]], backend: KernelBackend | None = None
+    names: Sequence[str],
+    bits: Sequence[tuple[int, int]],
+    backend: KernelBackend | None = None,
+    windows: Sequence[int | None] = (None,),
 ) -> list[Method]:
-    """The named methods, those with a choice of bits once per pair of `(key bits, value bits)`.
+    """The named methods, those that are fitted once per pair of `(key bits, value bits)` and exact window.
 
     Raises:
         SpecError: an unknown name, or bits outside 1-4.
@@ -45,4 +48,4 @@ def make_methods(
     if wrong := [b for pair in bits for b in pair if b not in LEGAL_BITS]:
         raise SpecError(f"bits must be in {LEGAL_BITS}, got {wrong}")
     methods: list[Method] = [_FIXED[n]() for n in names if n in _FIXED]
-    return methods + [FITTED[n](k, v, backend) for n in names if n in FITTED for k, v in bits]
+    return methods + [FITTED[n](k, v, w, backend) for n in names if n in FITTED for k, v in bits for w in windows]

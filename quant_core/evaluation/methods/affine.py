@@ -31,6 +31,7 @@ class Affine:
     """Methods `affine8` and `affine4`: 8 or 4 bits, plus 32 bits of scale and bias per group."""
 
     table_bytes = 0
+    window: int | None = None
 
     def __init__(self, bits: int) -> None:
         self.name = f"affine{bits}"

@@ -9,5 +9,9 @@ from quant_core.evaluation.methods.packed import PackedMethod
 class Allocated(PackedMethod):
     """Method `allocated`: its bits are the mean; each layer's keys and values get 1, 2 or 4."""
 
-    def __init__(self, key_bits: int, value_bits: int, backend: KernelBackend | None = None) -> None:
-        super().__init__("allocated", "auto", key_bits, value_bits, allocation="measured", backend=backend)
+    def __init__(
+        self, key_bits: int, value_bits: int, window: int | None = None, backend: KernelBackend | None = None
+    ) -> None:
+        super().__init__(
+            "allocated", "auto", key_bits, value_bits, allocation="measured", window=window, backend=backend
+        )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from quant_core.cache.store import Caches
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.layers import LayerGeometry, packable_layers
-from quant_core.calibrate.sensitivity import default_gradient_tokens
+from quant_core.calibrate.presets import preset
 from quant_core.spec import WindowSpec
 
 
@@ -24,7 +24,7 @@ class FitText:
         codebooks_per_head: None: as the bits ask.
         seed: of sampling and k-means.
         slice_tokens: tokens read at a time.
-        gradient_tokens: tokens that are also read backwards; None: all on a GPU, few on a CPU.
+        gradient_tokens: tokens that are also read backwards; None: as the default preset.
     """
 
     model: Any
@@ -43,7 +43,7 @@ class FitText:
             if position_blind:
                 layers = {i: _without_rotary(g) for i, g in layers.items()}
             total = max(1, sum(len(w) for w in self.windows))
-            backwards = default_gradient_tokens() if self.gradient_tokens is None else self.gradient_tokens
+            backwards = preset("default").gradient_tokens if self.gradient_tokens is None else self.gradient_tokens
             if position_blind:  # the paper knows no gradients
                 backwards = 0
             run = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens, backwards)
@@ -62,12 +62,14 @@ class Method(Protocol):
     Attributes:
         name: as --methods takes it.
         key_bits, value_bits: nominal bits per channel; what is really held is measured.
+        window: exact tokens behind each query; None: the method has none, or `prepare` has not set it yet.
         table_bytes: codebooks, transforms and means: what does not grow with the context.
     """
 
     name: str
     key_bits: float
     value_bits: float
+    window: int | None
     table_bytes: int
 
     def prepare(self, text: FitText) -> Generator[float, None, None]:

@@ -29,6 +29,7 @@ class Float16:
     key_bits = 16.0
     value_bits = 16.0
     table_bytes = 0
+    window: int | None = None
 
     def prepare(self, text: FitText) -> Generator[float, None, None]:
         """Nothing is fitted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 from quant_core.backends.base import KernelBackend
@@ -29,6 +30,7 @@ class PackedMethod:
         key_bits, value_bits: 1-4.
         position_blind: take keys as they are instead of relative to their bucket.
         allocation: "measured" shares the bytes out among layers; see CalibrationOptions.
+        window: exact tokens behind each query; None: as the text's.
         backend: None: the best one here.
     """
 
@@ -41,10 +43,12 @@ class PackedMethod:
         *,
         position_blind: bool = False,
         allocation: Allocation = "uniform",
+        window: int | None = None,
         backend: KernelBackend | None = None,
     ) -> None:
         self.name = name
         self.key_bits, self.value_bits = float(key_bits), float(value_bits)
+        self.window = window
         self.table_bytes = 0
         self.codec: ModelCodec | None = None
         self._transform: TransformName = transform
@@ -88,7 +92,9 @@ class PackedMethod:
                 except StopIteration as end:
                     layers[index] = end.value.codec
                     break
-        self.codec = ModelCodec(f"{self.name}-{self._bits[0]}-{self._bits[1]}", layers, text.window)
+        spec = text.window if self.window is None else replace(text.window, window=self.window)
+        self.codec = ModelCodec(f"{self.name}-{self._bits[0]}-{self._bits[1]}", layers, spec)
+        self.window = spec.window
         self.table_bytes = self.codec.nbytes
 
     def new_caches(self, model: Any) -> Caches:

@@ -9,5 +9,7 @@ from quant_core.evaluation.methods.packed import PackedMethod
 class SmoothHadamard(PackedMethod):
     """Method `smooth_hadamard`."""
 
-    def __init__(self, key_bits: int, value_bits: int, backend: KernelBackend | None = None) -> None:
-        super().__init__("smooth_hadamard", "smooth_hadamard", key_bits, value_bits, backend=backend)
+    def __init__(
+        self, key_bits: int, value_bits: int, window: int | None = None, backend: KernelBackend | None = None
+    ) -> None:
+        super().__init__("smooth_hadamard", "smooth_hadamard", key_bits, value_bits, window=window, backend=backend)

@@ -21,6 +21,7 @@ class Stored:
         layer = next(iter(codec.layers.values()))
         self.key_bits = layer.keys.spec.bits_per_channel
         self.value_bits = layer.values.spec.bits_per_channel
+        self.window: int | None = codec.window.window
         self.table_bytes = codec.nbytes
         self._codec, self._backend = codec, backend
 
