@@ -129,13 +129,13 @@ def attend_codes(
         return padded.astype(mx.float32).reshape(batch, heads, num_buckets, bucket_len, -1)
 
     q = code_space.queries_in(queries, first // bucket_len + np.arange(num_buckets), codec, bucket_len)
-    scores = q.vectors @ by_bucket(keys).swapaxes(-1, -2) + q.mean_scores[..., None]
+    scores = q.vectors @ by_bucket(keys).swapaxes(-1, -2)
     where = np.arange(first - front, first + tokens + back).reshape(1, num_buckets, 1, bucket_len)
     visible = (where >= max(first, window.num_sink_tokens)) & (where < first + tokens)
     if int(code_ends.min()) < first + tokens:
         visible = visible & (where < code_ends[:, None, :, None])
     bias = visibility_bias(visible)
-    return attend_block(scores, None if bias is None else bias[:, None], by_bucket(values)).collapse(2)
+    return attend_block(scores, None if bias is None else bias[:, None], by_bucket(values), q.mean_scores).collapse(2)
 
 
 def _exact_blocks(
@@ -159,5 +159,5 @@ def _exact_blocks(
         visible = (where <= positions[:, None]) & (as_sink | (where >= np.maximum(code_ends, sinks)[:, None]))
         q = code_space.queries_in(queries, buckets[begin : begin + 1], codec, window.bucket_len)
         scores = q.vectors[:, :, 0] @ exact.keys[None, :, begin:end].astype(mx.float32).swapaxes(-1, -2)
-        scores = scores + q.mean_scores[:, :, 0, :, None]
-        yield attend_block(scores, visibility_bias(visible), exact.values[None, :, begin:end].astype(mx.float32))
+        seen = exact.values[None, :, begin:end].astype(mx.float32)
+        yield attend_block(scores, visibility_bias(visible), seen, q.mean_scores[:, :, 0])

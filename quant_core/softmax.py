@@ -9,8 +9,8 @@ import numpy as np
 
 # Score of an invisible position; finite, so that a fully masked block stays free of NaN.
 MASKED = -1e30
-# MLX's exp takes 20 ns an element on an x86 CPU, NumPy's one: worth leaving the graph for from this size on.
-_HOST_EXP_SIZE = 1 << 17
+# MLX's exp takes 20 ns an element on an x86 CPU, NumPy's two: worth leaving the graph for from this size on.
+_HOST_SIZE = 1 << 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +42,32 @@ class Partial:
         return self.acc / self.running_sum[..., None]
 
 
-def attend_block(scores: mx.array, bias: mx.array | None, values: mx.array) -> Partial:
+def attend_block(scores: mx.array, bias: mx.array | None, values: mx.array, shift: mx.array | None = None) -> Partial:
     """Softmax state of one block: `scores [..., N, T]` float32 plus `bias` (0 or MASKED), `values [..., T, D]`.
+
+    `shift [..., N]` is what all scores of a query are greater by than given.
 
     A query that sees nothing of the block gets a maximum of MASKED, which any visible block outweighs in `merge`.
     """
     if bias is not None:
         scores = scores + bias
+    if _on_host(scores):
+        return _attend_block_on_host(scores, values, shift)
     top = mx.max(scores, axis=-1)
-    weights = exp(scores - top[..., None])
+    weights = mx.exp(scores - top[..., None])
+    top = top if shift is None else top + shift
     return Partial(top, weights.sum(-1), (weights.astype(values.dtype) @ values).astype(mx.float32))
+
+
+def _attend_block_on_host(scores: mx.array, values: mx.array, shift: mx.array | None) -> Partial:
+    """The same with one array written in place instead of three new ones."""
+    x = np.asarray(scores)
+    top = x.max(-1)
+    weights = np.subtract(x, top[..., None])
+    np.exp(weights, out=weights)
+    acc = mx.array(weights).astype(values.dtype) @ values
+    running_max = mx.array(top) if shift is None else mx.array(top) + shift
+    return Partial(running_max, mx.array(weights.sum(-1)), acc.astype(mx.float32))
 
 
 def visibility_bias(visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> mx.array | None:
@@ -61,6 +77,9 @@ def visibility_bias(visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) ->
 
 def exp(x: mx.array) -> mx.array:
     """exp of an array; a large one on a CPU is evaluated, and leaves the graph."""
-    if x.size < _HOST_EXP_SIZE or mx.default_device().type != mx.DeviceType.cpu:
-        return mx.exp(x)
-    return mx.array(np.exp(np.asarray(x)))
+    return mx.array(np.exp(np.asarray(x))) if _on_host(x) else mx.exp(x)
+
+
+def _on_host(x: mx.array) -> bool:
+    on_cpu: bool = mx.default_device().type == mx.DeviceType.cpu
+    return on_cpu and x.size >= _HOST_SIZE and x.dtype == mx.float32

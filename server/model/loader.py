@@ -20,6 +20,7 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, dequantize_model, load_model, l
 
 from server.errors import ModelError
 from server.model.demo import demo_model
+from server.model.malloc import keep_freed_memory
 from server.model.wheel import Report
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def load(name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool
     path = resolve(name, data_dir, progress)
     progress(f"loading {name}", None)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    if on_cpu:
+        keep_freed_memory()
     try:
         model, config = load_model(path, lazy=on_cpu, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))

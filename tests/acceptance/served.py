@@ -82,13 +82,19 @@ class Served:
                 raise RuntimeError(event.message)
         return answer
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int], stagger_s: float) -> list[Answer]:
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: Sequence[int],
+        stagger_s: float,
+        sampling: SamplingParams = GREEDY,
+    ) -> list[Answer]:
         """Several at a time, started one after another."""
         found: list[Answer | None] = [None] * len(prompts)
 
         def work(index: int) -> None:
             time.sleep(index * stagger_s)
-            found[index] = self.answer(prompts[index], max_tokens[index])
+            found[index] = self.answer(prompts[index], max_tokens[index], (), sampling)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
         for thread in threads:
