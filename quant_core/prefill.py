@@ -107,14 +107,19 @@ def _mask(
     runs: tuple[tuple[int, int], ...],
     window: WindowSpec,
 ) -> mx.array:
-    """`[1, 1, L, columns]` bool, shared by all layers of a forward pass."""
+    """`[1, 1, L, columns]` bool, shared by all layers of a forward pass; made on the device from one row of each."""
     sinks = window.num_sink_tokens
-    queries = np.arange(start, start + length)[:, None]
-    code_ends = np.maximum(0, (queries + 1 - window.window) // PAGE_SIZE) * PAGE_SIZE
+    rows = np.arange(start, start + length)
+    code_ends = mx.array((np.maximum(0, (rows + 1 - window.window) // PAGE_SIZE) * PAGE_SIZE).astype(np.int32))[:, None]
+    queries = mx.array(rows.astype(np.int32))[:, None]
     tail = np.arange(begin, end)
-    in_tail = (tail >= np.maximum(code_ends, sinks)) | ((tail >= num_sinks) & (tail < sinks))
-    columns = [np.arange(num_sinks) <= queries, (tail <= queries) & in_tail]
-    for first, tokens in runs:
-        coded = np.arange(first, first + tokens)
-        columns.append((coded < code_ends) & (coded >= sinks))
-    return mx.array(np.concatenate(columns, axis=1))[None, None]
+    exact = np.concatenate([np.arange(num_sinks), tail])
+    as_sink = np.concatenate([np.ones(num_sinks, bool), (tail >= num_sinks) & (tail < sinks)])
+    # A sink beyond its own column, and as a code, is never seen: it gets a position no query reaches.
+    hidden = np.iinfo(np.int32).max
+    exact = np.where((exact < sinks) & ~as_sink, hidden, exact).astype(np.int32)
+    coded = np.concatenate([np.arange(first, first + tokens) for first, tokens in runs] or [np.arange(0)])
+    coded = np.where(coded < sinks, hidden, coded).astype(np.int32)
+    where, always = mx.array(exact), mx.array(as_sink)
+    of_exact = (where <= queries) & (always | (where >= code_ends))
+    return mx.concatenate([of_exact, mx.array(coded) < code_ends], axis=1)[None, None]

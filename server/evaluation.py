@@ -17,7 +17,7 @@ from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.backends.registry import choose_backend
 from quant_core.calibrate.presets import Preset, PresetName, preset
 from quant_core.calibrate.windows import builtin_windows, text_windows
-from quant_core.evaluation.methods import FITTED, make_methods
+from quant_core.evaluation.methods import FITTED, base_name, make_methods
 from quant_core.evaluation.methods.base import FitText, Method
 from quant_core.evaluation.methods.stored import Stored
 from quant_core.evaluation.retrieval import make_needle, retrieve
@@ -152,7 +152,7 @@ def _drain(run: Generator[float, None, T], report: Report, line: str, total: flo
 
 def _fit_windows(request: EvaluationRequest, loaded: LoadedModel, report: Report) -> list[list[int]]:
     """Windows to fit on: of the given texts, else the built-in prompts continued by the model."""
-    if not any(m in FITTED for m in request.methods):
+    if not any(base_name(m) in FITTED for m in request.methods):
         return []
     sizes = request.sizes
     if not request.fit_texts:

@@ -11,6 +11,9 @@ from quant_core.cache.layout import LayerLayout
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.spec import WindowSpec
 
+# Of exact vectors in code space. The kernels know no other; the acceptance checks tell its rounding from errors.
+EXACT_DTYPE = mx.float16
+
 
 @dataclass(frozen=True, eq=False)
 class RingArrays:

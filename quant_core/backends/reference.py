@@ -9,6 +9,7 @@ import numpy as np
 
 from quant_core import code_space
 from quant_core.attention import Positions, attend_codes, group_queries
+from quant_core.backends import base
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.cache.layout import unpack_block
 from quant_core.codec import LayerCodec, VectorCodec
@@ -112,8 +113,8 @@ class ReferenceBackend:
         window: WindowSpec,
     ) -> RingArrays:
         positions = np.array(starts, np.int64)[:, None] + np.arange(keys.shape[2])
-        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(mx.float16)
-        v = code_space.values_in(values, codec).astype(mx.float16)
+        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(base.EXACT_DTYPE)
+        v = code_space.values_in(values, codec).astype(base.EXACT_DTYPE)
         ring = _landing(starts, lengths, window.ring_slots, True)
         sinks = _landing(starts, lengths, window.num_sink_tokens, False) if window.num_sink_tokens else None
         return RingArrays(

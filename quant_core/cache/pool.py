@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from quant_core.cache.row import Row
 from quant_core.errors import PoolError
 
 SLAB_BYTES = 16 << 20
+# Layers whose prompt attention may be under way at once; each holds a reconstructed history or a block of it.
+MAX_LAYERS_IN_FLIGHT = 2
 
 
 class Pool:
@@ -59,6 +62,7 @@ class Arena:
         self.pool = pool
         self.layout = layout
         self.table = PageTable(pool.slabs, pool.slab_bytes // layout.page_bytes)
+        self._in_flight: deque[mx.array] = deque()
         self._device_table: tuple[tuple[int, ...], mx.array] | None = None
 
     def allocate(self, reservation: Any) -> int:
@@ -77,6 +81,12 @@ class Arena:
             start = page % per_slab * size
             self.pool.array[page // per_slab, start : start + size] = contents[index]
         mx.eval(self.pool.array)
+
+    def started(self, result: mx.array) -> None:
+        """A layer's prompt attention is under way; waits until at most MAX_LAYERS_IN_FLIGHT are."""
+        self._in_flight.append(result)
+        while len(self._in_flight) > MAX_LAYERS_IN_FLIGHT:
+            mx.eval(self._in_flight.popleft())
 
     def codes(self, rows: Sequence[Row], layer: LayerLayout) -> PagedCodes:
         """The pages of a batch of rows as a back end reads them. The device table is shared by all layers of a step."""

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from quant_core.attention import Block, ExactColumns, attend_row
+from quant_core.backends import base
 from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
 from quant_core.backends.reference import reconstruct
 from quant_core.cache.pool import Arena
@@ -43,7 +44,7 @@ class PackedLayer:
         dk, dv = self.codec.keys.spec.head_dim, self.codec.values.spec.head_dim
 
         def zeros(slots: int, dim: int) -> mx.array:
-            return mx.zeros((num_rows, heads, slots, dim), mx.float16)
+            return mx.zeros((num_rows, heads, slots, dim), base.EXACT_DTYPE)
 
         s = w.num_sink_tokens
         return RingArrays(zeros(w.ring_slots, dk), zeros(w.ring_slots, dv), zeros(s, dk), zeros(s, dv))
@@ -120,7 +121,8 @@ class PrefillView:
         self.dtype = dtype
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
-        """Streaming attention; evaluates, since lazy evaluation would keep many layers alive."""
+        """Streaming attention. Starts the work, and waits for the layer before the last one: a lazy graph would keep
+        all layers' reconstructed history alive, waiting for each would leave a GPU idle while the next one is built."""
         layer, out = self._layer, []
         for b, row in enumerate(self._rows):
             padding = queries.shape[2] - row.length
@@ -135,7 +137,8 @@ class PrefillView:
             result = attend(own, scale, row.start, row.exact, history, layer.codec, layer.window)
             out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
         stacked = mx.stack(out)
-        mx.eval(stacked, self._live)
+        mx.async_eval(stacked, self._live)  # type: ignore[no-untyped-call]
+        layer.arena.started(stacked)
         return stacked
 
     def _history(self, b: int, block_pages: int) -> Iterator[Block]:

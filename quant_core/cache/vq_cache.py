@@ -14,6 +14,7 @@ from mlx_lm.models.cache import _BaseCache
 
 from quant_core import code_space
 from quant_core.attention import ExactColumns, exact_columns
+from quant_core.backends import base
 from quant_core.backends.base import RingArrays
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
@@ -224,7 +225,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             positions = np.arange(start, start + length)[None]
             k = code_space.keys_in(keys[b : b + 1, :, :length], positions, layer.codec, window.bucket_len)
             v = code_space.values_in(values[b : b + 1, :, :length], layer.codec)
-            new = k[0].astype(mx.float16), v[0].astype(mx.float16)
+            new = k[0].astype(base.EXACT_DTYPE), v[0].astype(base.EXACT_DTYPE)
             begin = window.num_code_pages(start) * PAGE_SIZE
             exact = exact_columns(self.rings, b, begin, start + length, window, new)
             self.pending[b].extend(self._encode_complete(exact, start, start + length))

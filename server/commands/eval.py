@@ -32,7 +32,9 @@ def evaluate(
         list[Path] | None, typer.Option(help="Text to fit on, several times; default: the built-in prompts.")
     ] = None,
     artifact: Annotated[str | None, typer.Option(help="A stored artifact to score as well.")] = None,
-    methods: Annotated[str, typer.Option(help="Comma-separated; auto is one more.")] = DEFAULT_METHODS,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; also auto, allocated; auto:4/2@128 has its own bits and window.")
+    ] = DEFAULT_METHODS,
     bits: Annotated[str, typer.Option(help="Bits of the fitted methods: 2, or keys/values as in 4/2.")] = "1,2,4/2,4",
     windows: Annotated[int, typer.Option(min=1, help="Windows per text, from its start.")] = 5,
     window_len: Annotated[int, typer.Option(min=192, help="Tokens of a window.")] = 2048,
@@ -67,6 +69,7 @@ def evaluate(
 
     Example: vecinfer eval --model demo --text book.txt --windows 2 --bits 2 --json report.json --plots plots
     """
+    from quant_core.evaluation.methods import parse_bits
     from server.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
 
     console = Console(stderr=True)
@@ -77,7 +80,8 @@ def evaluate(
         _check_matplotlib()
     request = EvaluationRequest(
         model=model, data_dir=data_dir, texts=texts, windows=windows, window_len=window_len,
-        methods=_names(methods), bits=_bits(bits), exact=_whole_numbers(window, "--window"), sinks=sinks,
+        methods=_names(methods), bits=tuple(parse_bits(b) for b in bits.split(",")),
+        exact=_whole_numbers(window, "--window"), sinks=sinks,
         bucket_len=bucket_len, codebooks=codebooks, artifact=artifact, preset=_preset_name(preset),
         fit_texts=tuple(fit_text or ()), fit_windows=fit_windows, fit_window_len=fit_window_len,
         gradient_tokens=gradient_tokens, chunk_tokens=chunk, decode_tokens=decode_tokens, retrieval=retrieval,
@@ -98,18 +102,6 @@ def evaluate(
 
 def _names(methods: str) -> tuple[str, ...]:
     return tuple(m.strip() for m in methods.split(",") if m.strip())
-
-
-def _bits(bits: str) -> tuple[tuple[int, int], ...]:
-    """`2` or `4/2` (keys/values), comma-separated."""
-    pairs = []
-    for part in bits.split(","):
-        keys, _, values = part.strip().partition("/")
-        try:
-            pairs.append((int(keys), int(values or keys)))
-        except ValueError as error:
-            raise SpecError(f"--bits takes 2, or keys/values as in 4/2, comma-separated; got {part!r}") from error
-    return tuple(pairs)
 
 
 def _whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 from mlx_lm.generate import BatchGenerator
 
+from quant_core.backends import base
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.cache.packed_store import PackedStore
 from quant_core.codec import VectorCodec
@@ -23,6 +24,8 @@ from tests.acceptance.served import Answer, Served
 
 NEAR_TIE = 0.3
 LONG = 4_000
+# Relative, of float32.
+ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -93,23 +96,51 @@ def shared_prefix(server: Served) -> Result:
 
 
 def chunk_sizes(server: Served) -> Result:
-    """Prefill chunks of 64, 512 and 2,048: mean KL at most 1e-4; with the codes forced equal logits within 1e-3."""
+    """Prefill chunks of 64, 512 and 2,048 differ by no more than rounding does.
+
+    Free codes: the KL between two chunk sizes is that of one chunk size with weights moved by 1e-7 of themselves (a
+    near-tie code decides differently, and every later layer follows). Codes forced equal and exact vectors in float32,
+    whose rounding is not in question here: logits within 1e-3.
+    """
     tokens = server.text_tokens(2200, 500)
 
-    def compare() -> tuple[float, float]:
-        free = [_last_log_probs(server, server.fresh_store(), tokens, chunk) for chunk in (64, 512, 2048)]
-        kl = max(float((np.exp(free[0]) * (free[0] - other)).sum(-1).mean()) for other in free[1:])
-        recorded = _RecordedCodes()
-        forced = []
+    def compare() -> tuple[float, float, float]:
+        def free(chunk: int) -> np.ndarray[Any, Any]:
+            return _last_log_probs(server, server.fresh_store(), tokens, chunk)
+
+        first = free(64)
+        kl = max(_mean_kl(first, free(chunk)) for chunk in (512, 2048))
+        embedding = server.model.model.embed_tokens
+        weight = embedding.weight
+        embedding.weight = weight * (1 + ROUNDING * mx.random.normal(weight.shape, key=mx.random.key(0)))
+        noise = _mean_kl(first, free(64))
+        embedding.weight = weight
+        return kl, noise, _forced_difference(server, tokens)
+
+    kl, noise, difference = server.on_mlx_thread(compare)
+    return Result(
+        kl <= 2 * noise and difference <= 1e-3,
+        f"mean KL {kl:.1e}, of rounding alone {noise:.1e}; forced codes: logits within {difference:.1e}",
+    )
+
+
+def _mean_kl(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> float:
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _forced_difference(server: Served, tokens: list[int]) -> float:
+    """Largest difference of logits between chunk sizes when all get the first one's codes."""
+    recorded, logits = _RecordedCodes(), []
+    dtype, base.EXACT_DTYPE = base.EXACT_DTYPE, mx.float32
+    try:
         for chunk in (64, 512, 2048):
             store = server.fresh_store()
             store = PackedStore(server.model, store.codec, store.plan, recorded)
-            forced.append(_last_log_probs(server, store, tokens, chunk, logits=True))
+            logits.append(_last_log_probs(server, store, tokens, chunk, logits=True))
             recorded.replay()
-        return kl, max(float(np.abs(forced[0] - other).max()) for other in forced[1:])
-
-    kl, difference = server.on_mlx_thread(compare)
-    return Result(kl <= 1e-4 and difference <= 1e-3, f"mean KL {kl:.1e}; forced codes: logits within {difference:.1e}")
+    finally:
+        base.EXACT_DTYPE = dtype
+    return max(float(np.abs(logits[0] - other).max()) for other in logits[1:])
 
 
 class _RecordedCodes(ReferenceBackend):
@@ -177,31 +208,33 @@ def reading_beside_streams(server: Served) -> Result:
 
 
 def engine_throughput(server: Served) -> Result:
-    """The engine against BatchGenerator alone on the same cache: at least 0.95 of its tokens/s, best of 3 each."""
+    """The engine against BatchGenerator alone on the same cache: at least 0.95 of its tokens/s, best of 5 each.
+
+    While all 4 rows decode; how fast they join is another matter. Without top log-probabilities, which only the engine
+    tells.
+    """
     prompts = [server.text_tokens(24, 31 * i) for i in range(4)]
-    num_tokens = 64
-    # What BatchGenerator alone does: no top log-probabilities, which cost a partition of the vocabulary each.
-    plain = SamplingParams(temperature=0.0, allow_eos=False)
+    num_tokens, plain = 48, SamplingParams(temperature=0.0, allow_eos=False)
 
     def alone() -> float:
-        store = server.fresh_store()
+        store, times = server.fresh_store(), []
         generator = BatchGenerator(server.model, prefill_step_size=64)
         generator.close()
         with mx.stream(generator.stream):
             generator.insert(prompts, max_tokens=[num_tokens] * 4, caches=[store.new_row(None) for _ in prompts])
-            start = time.perf_counter()
-            while any(generator.next()):
-                pass
-            return time.perf_counter() - start
+            while any(done := generator.next()):
+                if len(done[1]) == 4:
+                    times.append(time.perf_counter())
+        return 4 * (len(times) - 1) / (times[-1] - times[0])
 
     def through_engine() -> float:
-        start = time.perf_counter()
-        server.answers(prompts, [num_tokens] * 4, 0, plain)
-        return time.perf_counter() - start
+        times = [a.times_s for a in server.answers(prompts, [num_tokens] * 4, 0, plain)]
+        begin, end = max(t[0] for t in times), min(t[-1] for t in times)
+        return sum(begin < t <= end for row in times for t in row) / (end - begin)
 
-    times = [(server.on_mlx_thread(alone), through_engine()) for _ in range(3)]
-    ratio = min(a for a, _ in times) / min(b for _, b in times)
-    return Result(ratio >= 0.95, f"{ratio:.3f} of BatchGenerator's tokens/s ({4 * num_tokens} tokens, 4 rows)")
+    rates = [(server.on_mlx_thread(alone), through_engine()) for _ in range(5)]
+    best_alone, best = max(a for a, _ in rates), max(e for _, e in rates)
+    return Result(best >= 0.95 * best_alone, f"{best:.1f} tokens/s of {best_alone:.1f} alone: {best / best_alone:.3f}")
 
 
 def calibration_beside_chats(server: Served) -> Result:

@@ -97,6 +97,20 @@ def test_unknown_methods_and_bits_are_refused() -> None:
         make_methods(["magic"], [(2, 2)])
     with pytest.raises(SpecError, match="5"):
         make_methods(["learned"], [(5, 2)])
+    with pytest.raises(SpecError, match="affine4:2"):
+        make_methods(["affine4:2"], [])
+    with pytest.raises(SpecError, match="two"):
+        make_methods(["learned:two"], [])
+
+
+def test_a_name_may_carry_bits_and_window() -> None:
+    methods = make_methods(["auto:4/2@128", "learned:1", "affine4", "auto"], [(2, 2)], windows=[64])
+    assert [(m.name, m.key_bits, m.value_bits, m.window) for m in methods] == [
+        ("affine4", 4.0, 4.0, None),
+        ("auto", 4.0, 2.0, 128),
+        ("learned", 1.0, 1.0, 64),
+        ("auto", 2.0, 2.0, 64),
+    ]
 
 
 def test_chunks_cover_a_window_once_and_end_in_single_steps() -> None:
