@@ -162,17 +162,41 @@ def _rows(
     return _int32(tuple(table)), plan
 
 
-def _params(scale: float, plan: SplitPlan, codes: PagedCodes, window: WindowSpec) -> mx.array:
-    """struct Params."""
+@lru_cache(maxsize=1024)
+def _params(
+    scale: float, pages_per_split: int, window: WindowSpec, table_len: int, pages_per_slab: int, slab_bytes: int,
+    page_bytes: int, layer_offset: int,
+) -> mx.array:  # fmt: skip
+    """struct Params. Every step asks for those of all layers, and they seldom change."""
     bucket_pages = window.bucket_len // PAGE_SIZE
     return _int32(
         (
-            window.window, window.num_sink_tokens, window.ring_slots, plan.pages_per_split, codes.page_table.shape[1],
-            bucket_pages, _magic(bucket_pages), _magic(codes.pages_per_slab), codes.pages_per_slab,
-            codes.pool.shape[1] // 64, codes.page_bytes // 64, codes.layer.offset // 64,
-            int(np.float32(scale * 1.4426950408889634).view(np.uint32)), 0, 0, 0,
+            window.window, window.num_sink_tokens, window.ring_slots, pages_per_split, table_len, bucket_pages,
+            _magic(bucket_pages), _magic(pages_per_slab), pages_per_slab, slab_bytes // 64, page_bytes // 64,
+            layer_offset // 64, int(np.float32(scale * 1.4426950408889634).view(np.uint32)), 0, 0, 0,
         )
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _supports(
+    codec: LayerCodec, window: WindowSpec, head_dim: int, dtype: mx.Dtype, pool_shape: tuple[int, int],
+    pages_per_slab: int,
+) -> bool:  # fmt: skip
+    values = codec.values.spec.sections[0]
+    num_slabs, slab_bytes = pool_shape
+    return (
+        head_dim in HEAD_DIMS
+        and codec.values.spec.head_dim == head_dim
+        and all(_fits(c) for c in (codec.keys, codec.values))
+        and not (values.subvec_dim == 8 and values.num_codebooks > 2)
+        and window.bucket_len <= 256 * PAGE_SIZE
+        and (window.window + 72) // window.bucket_len <= 4
+        and (num_slabs == 1 or slab_bytes % 64 == 0)
+        and num_slabs * slab_bytes < 2**38
+        and num_slabs * pages_per_slab**2 < 2**32
+        and dtype in (mx.float16, mx.bfloat16, mx.float32)
+    )
 
 
 class AttentionMma:
@@ -189,19 +213,7 @@ class AttentionMma:
     def supports(self, queries: mx.array, rings: RingArrays, codes: PagedCodes, codec: LayerCodec, window: WindowSpec
     ) -> bool:  # fmt: skip
         """Whether the kernel covers this geometry; the portable kernels cover all."""
-        dim = queries.shape[-1]
-        return (
-            dim in HEAD_DIMS
-            and codec.values.spec.head_dim == dim
-            and all(_fits(c) for c in (codec.keys, codec.values))
-            and not (codec.values.spec.sections[0].subvec_dim == 8 and codec.values.spec.sections[0].num_codebooks > 2)
-            and window.bucket_len <= 256 * PAGE_SIZE
-            and (window.window + 72) // window.bucket_len <= 4
-            and (codes.pool.shape[0] == 1 or codes.pool.shape[1] % 64 == 0)
-            and codes.pool.size < 2**38
-            and codes.pool.shape[0] * codes.pages_per_slab**2 < 2**32
-            and queries.dtype in (mx.float16, mx.bfloat16, mx.float32)
-        )
+        return _supports(codec, window, queries.shape[-1], queries.dtype, codes.pool.shape, codes.pages_per_slab)
 
     def __call__(
         self,
@@ -226,6 +238,10 @@ class AttentionMma:
         prepared = _prepare(codec)
         sinks = window.num_sink_tokens > 0
         keys, values = codec.keys.spec.sections[0], codec.values.spec.sections[0]
+        params = _params(
+            scale, plan.pages_per_split, window, codes.page_table.shape[1], codes.pages_per_slab, codes.pool.shape[1],
+            codes.page_bytes, codes.layer.offset,
+        )  # fmt: skip
         scratch = pairs * plan.num_splits * shown if plan.num_splits > 1 else 1
         out: mx.array = self._kernel(dim)(
             inputs=[
@@ -233,7 +249,7 @@ class AttentionMma:
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
                 codec.keys.codebooks[0], codec.values.codebooks[0], prepared.query_frags, prepared.key_mean,
                 prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), prepared.value_inverse,
-                codec.values.mean, rows, _params(scale, plan, codes, window), self._next_tickets(pairs),
+                codec.values.mean, rows, params, self._next_tickets(pairs),
             ],
             template=[
                 ("T", queries.dtype), ("D", dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),

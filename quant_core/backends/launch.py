@@ -71,6 +71,23 @@ def _rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
     return [("ROTARY_DIMS", dims), ("TRADITIONAL", traditional)]
 
 
+@lru_cache(maxsize=512)
+def _append_template(rotary: Rotary | None, dtype: mx.Dtype, dim: int, length: int) -> list[tuple[str, Any]]:
+    parts = _parts(dim)[0]
+    return [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(rotary)]
+
+
+@lru_cache(maxsize=16)
+def _spans(starts: tuple[int, ...], lengths: tuple[int, ...]) -> mx.array:
+    """`[B, 2]` int32 (first position, new tokens), shared by the layers of a step."""
+    return mx.array(np.array([starts, lengths], np.int32).T)
+
+
+@lru_cache(maxsize=16)
+def _ring_sizes(window: WindowSpec) -> mx.array:
+    return ints(window.ring_slots, window.bucket_len)
+
+
 def section_template(spec: VQSpec, prefix: str = "") -> list[tuple[str, Any]]:
     """M, D and G of both sections; M1 0 where there is one section."""
     first = spec.sections[0]
@@ -95,18 +112,15 @@ def append(
 ) -> RingArrays:  # fmt: skip
     """vq_append for at most 8 tokens a row."""
     batch, heads, length, dim = keys.shape
-    parts, threads = _parts(dim)
+    threads = _parts(dim)[1]
     cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
-    spans = ints(*(x for pair in zip(starts, lengths, strict=True) for x in pair)).reshape(batch, 2)
     ring_keys, ring_values = kernel(
         inputs=[
             keys, values, rings.ring_keys, rings.ring_values, codec.keys.mean, codec.values.mean,
-            codec.keys.transform, codec.values.transform, cosines, sines, spans,
-            ints(window.ring_slots, window.bucket_len),
+            codec.keys.transform, codec.values.transform, cosines, sines, _spans(starts, lengths),
+            _ring_sizes(window),
         ],
-        template=[
-            ("T", keys.dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(codec.rotary),
-        ],
+        template=_append_template(codec.rotary, keys.dtype, dim, length),
         grid=(threads, 2 * heads, batch), threadgroup=(threads, 1, 1),
         output_shapes=[rings.ring_keys.shape, rings.ring_values.shape], output_dtypes=[mx.float16, mx.float16],
     )  # fmt: skip

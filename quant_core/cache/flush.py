@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
     A page is due when a coming query reads it as codes, when it was left pending by a prompt chunk, or when a chunk
     comes that would overwrite its exact vectors.
     """
-    work = [(row, _places(row)) for row in rows if row.layers]
-    if not any(_is_due(row, places, ahead) for row, places in work):
+    rows = [row for row in rows if row.layers]
+    if not any(_is_due(row, ahead) for row in rows):
         return 0
+    work = [(row, _places(row)) for row in rows]
     work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
     with mx.stream(generation_stream):
         mx.synchronize(generation_stream)
@@ -57,15 +58,16 @@ def _write(work: Sequence[tuple[Row, dict[int, _Place]]], contents: Sequence[mx.
 
 
 def _places(row: Row) -> dict[int, _Place]:
-    places = {}
+    return dict(_each_place(row))
+
+
+def _each_place(row: Row) -> Iterator[tuple[int, _Place]]:
+    """Where the row's layers lie, those that live."""
     for index, reference in row.layers.items():
         cache = reference()
-        if cache is None:
-            continue
-        found = next((i for i, r in enumerate(cache.rows) if r is row), None)
+        found = None if cache is None else next((i for i, r in enumerate(cache.rows) if r is row), None)
         if found is not None:
-            places[index] = _Place(cache, found)
-    return places
+            yield index, _Place(cache, found)
 
 
 def _num_complete(places: dict[int, _Place]) -> int:
@@ -76,10 +78,11 @@ def _has_pending(places: dict[int, _Place]) -> bool:
     return any(p.cache.pending[p.row] for p in places.values())
 
 
-def _is_due(row: Row, places: dict[int, _Place], ahead: int) -> bool:
-    if not places:
+def _is_due(row: Row, ahead: int) -> bool:
+    """Asked before every step, so by one layer only: all layers of a row are equally far."""
+    first = next((place for _, place in _each_place(row)), None)
+    if first is None:
         return False
-    first = next(iter(places.values()))
     length = int(first.cache.lengths[first.row])
     if _has_pending({0: first}):
         return True

@@ -212,8 +212,9 @@ class PackedStore:
 
     def held(self, batches: Iterable[Caches]) -> HeldBytes:
         """Bytes held now: pages and rings of live rows, layers that are not packed, and what only snapshots hold."""
+        batches = list(batches)
         caches = [c for batch in batches for c in batch]
-        live_pages = {page for row in _rows([caches]) for page in row.pages}
+        live_pages = {page for row in _rows(batches) for page in row.pages}
         page_bytes = self.arena.layout.page_bytes
         packed = [c for c in caches if isinstance(c, BatchVQCache)]
         pending = sum(p.keys.nbytes + p.values.nbytes for c in packed for row in c.pending for p in row)
@@ -271,8 +272,9 @@ def build_caches(model: Any, codec: ModelCodec, backend: KernelBackend | None = 
 
 
 def _rows(batches: Iterable[Caches]) -> list[Row]:
-    rows = {id(r): r for batch in batches for c in batch if isinstance(c, BatchVQCache) for r in c.rows}
-    return list(rows.values())
+    """The rows of each batch, which all its packed layers share."""
+    firsts = (next((c for c in batch if isinstance(c, BatchVQCache)), None) for batch in batches)
+    return list({id(r): r for first in firsts if first is not None for r in first.rows}.values())
 
 
 def _tokens(cache: Any) -> int:
