@@ -22,8 +22,8 @@ WEIGHT_RANGE = (1e-3, 10.0)
 WEIGHT_POWER = 0.5
 # A token that fewer queries of its window read as a code is not measured.
 MIN_READERS = 64
-# Tokens read backwards at a time on a CPU: 50 ms each there, and chats wait meanwhile.
-CPU_GRADIENT_SLICE = 16
+# On a CPU so many times fewer tokens are read backwards at a time than forwards: chats wait meanwhile.
+CPU_GRADIENT_PART = 4
 
 
 class NudgedCache:
@@ -127,7 +127,7 @@ def gradients(
 def gradient_slice(slice_tokens: int) -> int:
     """Tokens read backwards at a time where `slice_tokens` are read forwards."""
     on_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
-    return min(slice_tokens, CPU_GRADIENT_SLICE) if on_cpu else slice_tokens
+    return max(1, slice_tokens // CPU_GRADIENT_PART) if on_cpu else slice_tokens
 
 
 def num_measured(window_len: int, window: WindowSpec) -> int:

@@ -14,7 +14,9 @@ import mlx.core as mx
 
 # Builds `n` calls, each taking the last one's output, so that they cannot overlap.
 Chain = Callable[[int], mx.array]
-_NUM_CALLS, _NUM_REPEATS = 32, 5
+_MAX_CALLS, _NUM_REPEATS = 32, 5
+# Calls of milliseconds (a CPU's) need no such averaging.
+_CHAIN_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,14 @@ class Timing:
 
 def measure(chain: Chain) -> Timing:
     """Time a chain of calls."""
-    mx.eval(chain(_NUM_CALLS))
-    call_us = _wall_us(chain)
+    mx.eval(chain(1))
+    started = time.perf_counter()
+    mx.eval(chain(1))
+    num_calls = max(1, min(_MAX_CALLS, int(_CHAIN_S / (time.perf_counter() - started))))
+    mx.eval(chain(num_calls))
+    call_us = _wall_us(chain, num_calls)
     if mx.cuda.is_available() and importlib.util.find_spec("torch") is not None:
-        return Timing(_profiled_us(chain), call_us, "profiler")
+        return Timing(_profiled_us(chain, num_calls), call_us, "profiler")
     return Timing(max(0.0, call_us - _empty_call_us()), call_us, "graph")
 
 
@@ -64,12 +70,12 @@ def _is_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
-def _wall_us(chain: Chain) -> float:
+def _wall_us(chain: Chain, num_calls: int) -> float:
     times = []
     for _ in range(_NUM_REPEATS):
         started = time.perf_counter()
-        mx.eval(chain(_NUM_CALLS))
-        times.append((time.perf_counter() - started) / _NUM_CALLS)
+        mx.eval(chain(num_calls))
+        times.append((time.perf_counter() - started) / num_calls)
     return statistics.median(times) * 1e6
 
 
@@ -82,19 +88,19 @@ def _empty_call_us() -> float:
             x = mx.abs(x)
         return x
 
-    mx.eval(chain(_NUM_CALLS))
-    return _wall_us(chain)
+    mx.eval(chain(_MAX_CALLS))
+    return _wall_us(chain, _MAX_CALLS)
 
 
-def _profiled_us(chain: Chain) -> float:
+def _profiled_us(chain: Chain, num_calls: int) -> float:
     """Kernel time per call, by CUPTI: median over repeats of the sum over all kernels of a chain."""
     profiler: Any = importlib.import_module("torch.profiler")
     torch: Any = importlib.import_module("torch")
     times = []
     for _ in range(_NUM_REPEATS):
         with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
-            mx.eval(chain(_NUM_CALLS))
+            mx.eval(chain(num_calls))
             mx.synchronize()
             torch.cuda.synchronize()
-        times.append(sum(float(e.device_time_total) for e in profile.key_averages()) / _NUM_CALLS)
+        times.append(sum(float(e.device_time_total) for e in profile.key_averages()) / num_calls)
     return statistics.median(times)

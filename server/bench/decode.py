@@ -21,7 +21,8 @@ from quant_core.spec import PAGE_SIZE
 from server.bench.model import ModelShape, random_codec
 
 WARM_UP_STEPS = 8
-NUM_STEPS = 48
+# A page fills in so many: each row is flushed once.
+NUM_STEPS = PAGE_SIZE
 PREFILL_CHUNK = 512
 # A plain cache that leaves less than this of the device for weights and work is not tried.
 MEMORY_SHARE = 0.9
@@ -31,7 +32,8 @@ MEMORY_SHARE = 0.9
 class Measurement:
     """One cache at one size. `error` says why there is no figure.
 
-    `kv_bytes` is `nbytes` of what the conversations hold; `peak_bytes` of the whole device.
+    `kv_bytes` is `nbytes` of what the conversations hold; `peak_bytes` of the whole device; `flush_share` the part of
+    the time in which full pages were encoded and written, waiting for the step before them included.
     """
 
     phase: str
@@ -43,6 +45,7 @@ class Measurement:
     kv_bytes: int | None
     peak_bytes: int | None
     error: str | None = None
+    flush_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -85,23 +88,26 @@ def _decode(model: Any, shape: ModelShape, method: str, batch: int, context: int
     caches, flush, held = _filled_caches(model, shape, method, batch, context, total)
     mx.reset_peak_memory()
     token = mx.zeros((batch,), mx.int32)
-    start = 0.0
+    start = flushing = 0.0
     for step in range(WARM_UP_STEPS + NUM_STEPS):
         if step == WARM_UP_STEPS:
             mx.eval(token)
             mx.synchronize()
-            start = time.perf_counter()
+            start, flushing = time.perf_counter(), 0.0
         following = mx.argmax(model(token[:, None], cache=caches)[:, -1], axis=-1)
         mx.async_eval(following)  # type: ignore[no-untyped-call]
         mx.eval(token)
         token = following
-        flush()
+        before = time.perf_counter()
+        if flush():
+            flushing += time.perf_counter() - before
     mx.eval(token)
     mx.synchronize()
     took = time.perf_counter() - start
     return Measurement(
-        "decode", method, batch, context, batch * NUM_STEPS / took, took / NUM_STEPS * 1e3, held(), mx.get_peak_memory()
-    )
+        "decode", method, batch, context, batch * NUM_STEPS / took, took / NUM_STEPS * 1e3, held(),
+        mx.get_peak_memory(), flush_share=flushing / took,
+    )  # fmt: skip
 
 
 def _prefill(model: Any, shape: ModelShape, method: str, context: int) -> Measurement:
@@ -138,14 +144,14 @@ def _store(model: Any, shape: ModelShape, method: str, num_pages: int) -> Packed
 
 def _filled_caches(
     model: Any, shape: ModelShape, method: str, batch: int, context: int, total: int
-) -> tuple[list[Any], Callable[[], object], Callable[[], int]]:
+) -> tuple[list[Any], Callable[[], int], Callable[[], int]]:
     if method.startswith("vq"):
-        pages = context // PAGE_SIZE
         store = _store(model, shape, method, batch * (total // PAGE_SIZE + 1))
         pool = store.plan.pool
         for slab in range(pool.array.shape[0]):
             pool.array[slab] = mx.random.randint(0, 256, (pool.slab_bytes,), mx.uint32).astype(mx.uint8)
             mx.eval(pool.array)
+        pages = store.codec.window.num_code_pages(context)
         rows = [Row(store.arena.table, [store.arena.allocate(None) for _ in range(pages)], None) for _ in range(batch)]
         packed: list[Any] = [BatchVQCache(layer, list(rows), [context] * batch) for layer in store.layers.values()]
         layout = store.arena.layout
@@ -163,12 +169,12 @@ def _filled_caches(
         if method.startswith("affine"):
             caches[index] = cache.to_quantized(64, int(method.removeprefix("affine")))
         mx.eval(caches[index].state)
-    return caches, lambda: None, lambda: sum(_live_bytes(c, context) for c in caches)
+    return caches, lambda: 0, lambda: sum(_live_bytes(c, context) for c in caches)
 
 
 def _empty_caches(
     model: Any, shape: ModelShape, method: str, context: int
-) -> tuple[list[Any], Callable[[], object], Callable[[], int]]:
+) -> tuple[list[Any], Callable[[], int], Callable[[], int]]:
     if method.startswith("vq"):
         store = _store(model, shape, method, context // PAGE_SIZE + 1)
         packed = store.new_row(None)
@@ -181,7 +187,7 @@ def _empty_caches(
     caches: list[Any] = make_prompt_cache(model)
     if method.startswith("affine"):
         caches = [QuantizedKVCache(64, int(method.removeprefix("affine"))) for _ in caches]
-    return caches, lambda: None, lambda: sum(_live_bytes(c, context) for c in caches)
+    return caches, lambda: 0, lambda: sum(_live_bytes(c, context) for c in caches)
 
 
 def _live_bytes(cache: Any, context: int) -> int:

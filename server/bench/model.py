@@ -37,7 +37,10 @@ SHAPES = {shape.name: shape for shape in (LLAMA_8B, TINY)}
 
 
 def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4) -> Any:
-    """An mlx-lm Llama with random weights, quantised layer by layer so that memory stays at the quantised size."""
+    """An mlx-lm Llama with random weights, quantised layer by layer so that memory stays at the quantised size.
+
+    On a CPU float32, as a server loads any model there.
+    """
     mx.random.seed(0)
     args = llama.ModelArgs(
         model_type="llama",
@@ -54,8 +57,11 @@ def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4)
         tie_word_embeddings=False,
     )
     model = llama.Model(args)
-    model.set_dtype(dtype)
-    nn.quantize(model, group_size=64, bits=bits)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        model.set_dtype(mx.float32)
+    else:
+        model.set_dtype(dtype)
+        nn.quantize(model, group_size=64, bits=bits)
     for _, array in tree_flatten(model.parameters()):
         mx.eval(array)
     return model

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add `vecinfer bench`."""
     group = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
     group.command("attention")(attention)
+    group.command("encode")(encode)
     group.command("decode")(decode)
     group.command("prefill")(prefill)
     app.add_typer(group, name="bench")
@@ -61,6 +62,35 @@ def attention(
         )
     if out is not None:
         out.write_text(json.dumps(bench.report(rows, geometry, backend), indent=1) + "\n", encoding="utf-8")
+
+
+def encode(
+    heads: Annotated[str, typer.Option(help="KV heads / head size.")] = "8/128",
+    bits: Annotated[str, typer.Option(help="Bits per channel, ...")] = "1,2,4",
+    tokens: Annotated[str, typer.Option(help="Vectors per head, ...")] = "64,2048",
+    backend: Annotated[str, typer.Option(help="auto, metal, cuda or reference.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Time turning vectors into codes: the kernel, and plain MLX operations written in two ways.
+
+    Example: vecinfer bench encode --bits 2 --tokens 64
+    """
+    from server.bench import encode as bench
+    from server.bench.attention import Geometry
+
+    kv_heads, dim = _numbers(heads, "/", 2, "--heads")
+    console, found = Console(), []
+    console.print(f"{'bits':>4} {'tokens':>7} {'method':>10} {'kernel us':>10} {'call us':>9} {'x vq_encode':>12}")
+    widths, sizes = [int(b) for b in bits.split(",")], [int(t) for t in tokens.split(",")]
+    for row in bench.run(Geometry(kv_heads, kv_heads, dim), widths, sizes, backend):
+        found.append(row.to_dict())
+        console.print(
+            f"{row.bits:4} {row.num_tokens:7} {row.method:>10} {row.kernel_us:10.1f} {row.call_us:9.1f} "
+            f"{row.ratio:12.2f}",
+            highlight=False,
+        )
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def decode(
@@ -114,7 +144,8 @@ def _print_model_rows(rows: Iterable[Measurement], out: Path | None) -> None:
     """One line per row as it is measured; all of them as JSON in the end."""
     console, found = Console(), []
     console.print(
-        f"{'phase':>8} {'method':>8} {'batch':>5} {'context':>8} {'tokens/s':>9} {'KV MiB':>8} {'peak MiB':>9}"
+        f"{'phase':>8} {'method':>8} {'batch':>5} {'context':>8} {'tokens/s':>9} {'KV MiB':>8} {'peak MiB':>9} "
+        f"{'flush':>6}"
     )
     for row in rows:
         found.append(row.to_dict())
@@ -122,6 +153,7 @@ def _print_model_rows(rows: Iterable[Measurement], out: Path | None) -> None:
             figures = f"not run: {row.error}"
         else:
             figures = f"{row.tokens_per_s:9.1f} {(row.kv_bytes or 0) / 2**20:8.0f} {(row.peak_bytes or 0) / 2**20:9.0f}"
+            figures += f" {row.flush_share or 0:6.1%}"
         console.print(f"{row.phase:>8} {row.method:>8} {row.batch:5} {row.context:8} {figures}", highlight=False)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
