@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -30,6 +31,11 @@ class Rotary:
     head_dim: int
     inv_freq: np.ndarray[Any, np.dtype[np.float64]]
     traditional: bool
+
+    @classmethod
+    def shared(cls, head_dim: int, inv_freq: np.ndarray[Any, Any], traditional: bool) -> Rotary:
+        """The one object of these angles: layers that turn alike then share their tables on the device."""
+        return _shared(head_dim, np.asarray(inv_freq, np.float64).tobytes(), traditional)
 
     @property
     def dims(self) -> int:
@@ -68,6 +74,11 @@ class Rotary:
         return self.apply(vectors, *self.tables(positions))
 
 
+@lru_cache(maxsize=256)
+def _shared(head_dim: int, inv_freq: bytes, traditional: bool) -> Rotary:
+    return Rotary(head_dim, np.frombuffer(inv_freq, np.float64), traditional)
+
+
 def rotary_of(attention: Any, head_dim: int) -> Rotary | None:
     """The rotary embedding of an mlx-lm attention module, or None where there is none that can be read.
 
@@ -102,7 +113,7 @@ def _read_rope(rope: Any, head_dim: int) -> Rotary | None:
         return None
     if inv_freq.shape != (dims // 2,) or not np.isfinite(inv_freq).all():
         return None
-    return Rotary(head_dim, inv_freq, bool(getattr(rope, "traditional", False)))
+    return Rotary.shared(head_dim, inv_freq, bool(getattr(rope, "traditional", False)))
 
 
 def _turns_like(rope: Any, rotary: Rotary) -> bool:

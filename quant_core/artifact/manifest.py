@@ -161,5 +161,5 @@ def layer_from(index: int, data: dict[str, Any], arrays: Mapping[str, mx.array])
     rotary = None
     if turns is not None:
         inv_freq = np.array([float.fromhex(f) for f in turns["inv_freq"]], np.float64)
-        rotary = Rotary(turns["head_dim"], inv_freq, turns["traditional"])
+        rotary = Rotary.shared(turns["head_dim"], inv_freq, turns["traditional"])
     return LayerCodec(vectors("keys"), vectors("values"), rotary)

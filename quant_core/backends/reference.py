@@ -39,6 +39,25 @@ def _landing(starts: tuple[int, ...], lengths: tuple[int, ...], num_slots: int, 
     return mx.array(index.astype(np.int32))[:, None, :, None]
 
 
+def land(
+    keys: mx.array,
+    values: mx.array,
+    starts: tuple[int, ...],
+    lengths: tuple[int, ...],
+    rings: RingArrays,
+    window: WindowSpec,
+) -> RingArrays:
+    """The rings after new exact vectors `k~, v~ [B, Hkv, L, D]`; rows as in `vq_append`."""
+    ring = _landing(starts, lengths, window.ring_slots, True)
+    sinks = _landing(starts, lengths, window.num_sink_tokens, False) if window.num_sink_tokens else None
+    return RingArrays(
+        _land(rings.ring_keys, keys, ring),
+        _land(rings.ring_values, values, ring),
+        _land(rings.sink_keys, keys, sinks),
+        _land(rings.sink_values, values, sinks),
+    )
+
+
 def _land(old: mx.array, new: mx.array, index: mx.array | None) -> mx.array:
     if index is None:
         return old
@@ -115,14 +134,7 @@ class ReferenceBackend:
         positions = np.array(starts, np.int64)[:, None] + np.arange(keys.shape[2])
         k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(base.EXACT_DTYPE)
         v = code_space.values_in(values, codec).astype(base.EXACT_DTYPE)
-        ring = _landing(starts, lengths, window.ring_slots, True)
-        sinks = _landing(starts, lengths, window.num_sink_tokens, False) if window.num_sink_tokens else None
-        return RingArrays(
-            _land(rings.ring_keys, k, ring),
-            _land(rings.ring_values, v, ring),
-            _land(rings.sink_keys, k, sinks),
-            _land(rings.sink_values, v, sinks),
-        )
+        return land(k, v, starts, lengths, rings, window)
 
     def vq_encode(self, vectors: mx.array, codec: VectorCodec) -> mx.array:
         codes, dim = [], 0

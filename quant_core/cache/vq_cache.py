@@ -16,6 +16,7 @@ from quant_core import code_space
 from quant_core.attention import ExactColumns, exact_columns
 from quant_core.backends import base
 from quant_core.backends.base import RingArrays
+from quant_core.backends.reference import land
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
 from quant_core.cache.views import DecodeView, PackedLayer, PendingCodes, PrefillRow, PrefillView
@@ -220,17 +221,17 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
     ) -> PrefillView:
         layer, window = self.layer, self.layer.window
+        positions = np.array(starts)[:, None] + np.arange(keys.shape[2])
+        k = code_space.keys_in(keys, positions, layer.codec, window.bucket_len).astype(base.EXACT_DTYPE)
+        v = code_space.values_in(values, layer.codec).astype(base.EXACT_DTYPE)
         rows = []
         for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            positions = np.arange(start, start + length)[None]
-            k = code_space.keys_in(keys[b : b + 1, :, :length], positions, layer.codec, window.bucket_len)
-            v = code_space.values_in(values[b : b + 1, :, :length], layer.codec)
-            new = k[0].astype(base.EXACT_DTYPE), v[0].astype(base.EXACT_DTYPE)
             begin = window.num_code_pages(start) * PAGE_SIZE
+            new = k[b, :, :length], v[b, :, :length]
             exact = exact_columns(self.rings, b, begin, start + length, window, new)
             self.pending[b].extend(self._encode_complete(exact, start, start + length))
             rows.append(PrefillRow(length, start, exact, tuple(self.pending[b])))
-        self.rings = layer.backend.vq_append(keys, values, starts, lengths, self.rings, layer.codec, window)
+        self.rings = land(k, v, starts, lengths, self.rings, window)
         self._advance(lengths)
         codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
         return PrefillView(layer, rows, codes, self.state, values.dtype)

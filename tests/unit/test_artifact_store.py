@@ -41,6 +41,7 @@ def test_a_codec_comes_back_bit_by_bit(store: ArtifactStore, codec: ModelCodec) 
     rotary, expected = loaded.layers[1].rotary, codec.layers[1].rotary
     assert rotary is not None and expected is not None
     np.testing.assert_array_equal(rotary.inv_freq, expected.inv_freq)
+    assert loaded.layers[0].rotary is rotary  # layers that turn alike share their tables
     assert loaded.window == codec.window
     assert loaded.artifact_id == artifact_id == content_id(codec.layers, codec.window)
     assert store.manifest(artifact_id).report == {"kl_mean": 0.03}

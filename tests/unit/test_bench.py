@@ -16,7 +16,7 @@ from server.bench import encode
 from server.bench.attention import Geometry
 from server.cli import build_app
 
-# Of a token in the tiny model's plain cache: K and V, layers, heads, channels, bytes; a CPU's model computes in float32.
+# Of a token in the tiny model's plain cache: K and V, layers, heads, channels, bytes (a CPU computes in float32).
 PLAIN_BYTES = 2 * 2 * 2 * 64 * (4 if mx.default_device() == mx.Device(mx.cpu) else 2)
 
 
