@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from server.commands.plots import require_matplotlib
 from server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def attention(
     affine: Annotated[bool, typer.Option(help="Measure mlx-lm's 4- and 8-bit attention too.")] = True,
     portable: Annotated[bool, typer.Option(help="CUDA without the tensor-core kernel: what Metal runs.")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into this file (needs the extra `plots`).")] = None,
 ) -> None:
     """Time one decode step's attention: packed cache, float16, and mlx-lm's affine caches.
 
@@ -44,6 +46,8 @@ def attention(
     """
     from server.bench import attention as bench
 
+    if plot is not None:
+        require_matplotlib("--plot")
     geometry = bench.Geometry(*_numbers(heads, "/", 3, "--heads"))
     chosen = [_pair(s, "x", "--shapes") for s in shapes.split(",")] if shapes else bench.SHAPES
     widths = [_pair(b, "/", "--bits") for b in bits.split(",")]
@@ -62,6 +66,10 @@ def attention(
         )
     if out is not None:
         out.write_text(json.dumps(bench.report(rows, geometry, backend), indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        from server.bench.plots import save_attention_plot
+
+        save_attention_plot(bench.report(rows, geometry, backend)["results"], plot)
 
 
 def encode(
@@ -101,6 +109,7 @@ def decode(
     batches: Annotated[str, typer.Option(help="Conversations at a time, ...")] = "1,8",
     methods: Annotated[str, typer.Option(help="fp16, affine8, affine4, vq-K-V (bits), ...")] = "fp16,affine4,vq-2-2",
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into this file (needs the extra `plots`).")] = None,
 ) -> None:
     """Time whole decode steps of a model on packed, float16 and affine caches, with the bytes they hold.
 
@@ -111,11 +120,15 @@ def decode(
     from server.bench import decode as bench
     from server.bench.model import SHAPES, random_model
 
+    if plot is not None:
+        require_matplotlib("--plot")
     chosen = SHAPES.get(shape)
     if chosen is None:
         raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
     sizes = [int(c) for c in contexts.split(",")], [int(b) for b in batches.split(",")]
-    _print_model_rows(bench.bench_decode(random_model(chosen), chosen, methods.split(","), sizes[1], sizes[0]), out)
+    _print_model_rows(
+        bench.bench_decode(random_model(chosen), chosen, methods.split(","), sizes[1], sizes[0]), out, plot
+    )
 
 
 def prefill(
@@ -125,6 +138,7 @@ def prefill(
     contexts: Annotated[str, typer.Option(help="Prompt tokens, ...")] = "8192,32768",
     methods: Annotated[str, typer.Option(help="fp16, affine8, affine4, vq-K-V (bits), ...")] = "fp16,vq-2-2",
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into this file (needs the extra `plots`).")] = None,
 ) -> None:
     """Time reading a prompt in chunks of 512 tokens.
 
@@ -133,15 +147,17 @@ def prefill(
     from server.bench import decode as bench
     from server.bench.model import SHAPES, random_model
 
+    if plot is not None:
+        require_matplotlib("--plot")
     chosen = SHAPES.get(shape)
     if chosen is None:
         raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
     sizes = [int(c) for c in contexts.split(",")]
-    _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out)
+    _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out, plot)
 
 
-def _print_model_rows(rows: Iterable[Measurement], out: Path | None) -> None:
-    """One line per row as it is measured; all of them as JSON in the end."""
+def _print_model_rows(rows: Iterable[Measurement], out: Path | None, plot: Path | None) -> None:
+    """One line per row as it is measured; all of them as JSON, and drawn, in the end."""
     console, found = Console(), []
     console.print(
         f"{'phase':>8} {'method':>8} {'batch':>5} {'context':>8} {'tokens/s':>9} {'KV MiB':>8} {'peak MiB':>9} "
@@ -157,6 +173,10 @@ def _print_model_rows(rows: Iterable[Measurement], out: Path | None) -> None:
         console.print(f"{row.phase:>8} {row.method:>8} {row.batch:5} {row.context:8} {figures}", highlight=False)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        from server.bench.plots import save_model_plot
+
+        save_model_plot(found, plot)
 
 
 def _numbers(text: str, separator: str, count: int, option: str) -> tuple[int, ...]:

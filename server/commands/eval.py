@@ -13,6 +13,7 @@ from rich.table import Table
 
 from quant_core.errors import SpecError
 from server.calibration.job import PresetName
+from server.commands.plots import require_matplotlib
 from server.commands.progress import report_progress
 from server.errors import ConfigError
 
@@ -77,7 +78,7 @@ def evaluate(
     if not texts and not retrieval:
         raise ConfigError("give a text to score on with --text FILE, or --retrieval")
     if plots is not None:
-        _check_matplotlib()
+        require_matplotlib("--plots")
     request = EvaluationRequest(
         model=model, data_dir=data_dir, texts=texts, windows=windows, window_len=window_len,
         methods=_names(methods), bits=tuple(parse_bits(b) for b in bits.split(",")),
@@ -115,13 +116,6 @@ def _preset_name(name: str) -> PresetName:
     if name not in get_args(PresetName):
         raise ConfigError(f"--preset must be one of {', '.join(get_args(PresetName))}, got {name!r}")
     return cast(PresetName, name)
-
-
-def _check_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise ConfigError("--plots needs matplotlib; install it with: pip install 'vecinfer-server[plots]'")
 
 
 def render(results: Sequence[dict[str, Any]]) -> Table:

@@ -47,8 +47,9 @@ def test_encode_refuses_to_time_wrong_codes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_decode_counts_one_flush_of_every_row_and_the_bytes_held(tmp_path: Path) -> None:
     _bench(
         "decode", "--shape", "tiny", "--contexts", "256", "--batches", "2", "--methods", "fp16,affine4,vq-2-2",
-        "--json", str(tmp_path / "r.json"),
+        "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png"),
     )  # fmt: skip
+    assert (tmp_path / "r.png").stat().st_size > 1000
     plain, affine, packed = json.loads((tmp_path / "r.json").read_text())
     assert plain["error"] is affine["error"] is packed["error"] is None
     assert plain["kv_bytes"] == PLAIN_BYTES * 2 * 256
@@ -67,8 +68,10 @@ def test_prefill_holds_the_pages_of_the_prompt(tmp_path: Path) -> None:
 
 def test_attention_compares_all_caches_at_every_shape(tmp_path: Path) -> None:
     _bench(
-        "attention", "--heads", "4/2/64", "--shapes", "1x320", "--bits", "2/2,4/2", "--json", str(tmp_path / "r.json")
-    )
+        "attention", "--heads", "4/2/64", "--shapes", "1x320", "--bits", "2/2,4/2", "--json", str(tmp_path / "r.json"),
+        "--plot", str(tmp_path / "plots" / "r.png"),
+    )  # fmt: skip
+    assert (tmp_path / "plots" / "r.png").stat().st_size > 1000
     report = json.loads((tmp_path / "r.json").read_text())
     assert [r["method"] for r in report["results"]] == ["float16", "affine4", "affine8", "K2V2", "K4V2"]
     assert report["results"][0]["ratio"] == 1.0 and all(r["kernel_us"] >= 0 for r in report["results"])
