@@ -21,6 +21,9 @@ from quant_core.spec import PAGE_SIZE, WindowSpec
 FUSED_HEAD_DIMS = (64, 80, 128)
 # Longest history attended to in one call: 1 GB of float16 keys and values at 8 heads of 128.
 MAX_COLUMNS = 262_144
+# Columns are filled up, masked, to a multiple: MLX builds a cuDNN graph for every new shape (tens of milliseconds), and
+# without this each chunk of a prompt has its own. A finer one where a coarse one would be a large part of the work.
+COLUMN_STEP, FINE_COLUMN_STEP, FEW_COLUMNS = 2048, 512, 4096
 
 
 def can_fuse(codec: LayerCodec, num_columns: int) -> bool:
@@ -57,7 +60,12 @@ def attend_row_fused(
         runs.append((first, int(k.shape[1])))
     rest = exact.positions[exact.num_sinks :]
     begin, end = (int(rest[0]), int(rest[-1]) + 1) if len(rest) else (0, 0)
-    mask = _mask(start, length, exact.num_sinks, begin, end, tuple(runs), window)
+    num_columns = sum(int(k.shape[1]) for k in keys)
+    filler = padded_columns(num_columns) - num_columns
+    if filler:
+        keys.append(mx.zeros((*keys[0].shape[:1], filler, keys[0].shape[2]), mx.float16))
+        values.append(mx.zeros((*values[0].shape[:1], filler, values[0].shape[2]), mx.float16))
+    mask = _mask(start, length, exact.num_sinks, begin, end, tuple(runs), filler, window)
     out = mx.fast.scaled_dot_product_attention(
         queries[None].astype(mx.float16),
         mx.concatenate(keys, axis=1)[None],
@@ -67,6 +75,12 @@ def attend_row_fused(
     )
     turned = code_space.values_out(out.reshape(codec.num_kv_heads, -1, out.shape[-1]), codec.values)
     return turned.reshape(num_heads, length, -1).astype(queries.dtype)
+
+
+def padded_columns(num_columns: int) -> int:
+    """Columns of the call that holds `num_columns`."""
+    step = FINE_COLUMN_STEP if num_columns <= FEW_COLUMNS else COLUMN_STEP
+    return -(-num_columns // step) * step
 
 
 def raw_keys(vectors: mx.array, positions: Positions, codec: LayerCodec, window: WindowSpec) -> mx.array:
@@ -105,6 +119,7 @@ def _mask(
     begin: int,
     end: int,
     runs: tuple[tuple[int, int], ...],
+    filler: int,
     window: WindowSpec,
 ) -> mx.array:
     """`[1, 1, L, columns]` bool, shared by all layers of a forward pass; made on the device from one row of each."""
@@ -119,7 +134,7 @@ def _mask(
     hidden = np.iinfo(np.int32).max
     exact = np.where((exact < sinks) & ~as_sink, hidden, exact).astype(np.int32)
     coded = np.concatenate([np.arange(first, first + tokens) for first, tokens in runs] or [np.arange(0)])
-    coded = np.where(coded < sinks, hidden, coded).astype(np.int32)
+    coded = np.concatenate([np.where(coded < sinks, hidden, coded), np.full(filler, hidden)]).astype(np.int32)
     where, always = mx.array(exact), mx.array(as_sink)
     of_exact = (where <= queries) & (always | (where >= code_ends))
     return mx.concatenate([of_exact, mx.array(coded) < code_ends], axis=1)[None, None]
