@@ -70,10 +70,13 @@ def evaluate(
 
     Example: vecinfer eval --model demo --text book.txt --windows 2 --bits 2 --json report.json --plots plots
     """
+    from server.model.blas import ensure_fast_blas
+
+    console = Console(stderr=True)
+    ensure_fast_blas(lambda line: console.print(line, highlight=False, markup=False))
     from quant_core.evaluation.methods import parse_bits
     from server.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
 
-    console = Console(stderr=True)
     texts = (*(text or ()), *(files or ()))
     if not texts and not retrieval:
         raise ConfigError("give a text to score on with --text FILE, or --retrieval")

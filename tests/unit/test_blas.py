@@ -9,7 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from typer.testing import CliRunner
 
+from server.cli import build_app
 from server.config import BLAS_GUARD
 from server.model import blas
 
@@ -118,3 +120,22 @@ def test_none_found_is_said_with_the_remedy(restarts: list[dict[str, str]], monk
     assert len(said) == 1
     assert blas.REMEDY in said[0]
     assert not restarts
+
+
+class _Reached(Exception):
+    """ensure_fast_blas was called."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve", "calibrate --local", "doctor", "eval --text nowhere.txt", "bench attention", "bench encode",
+        "bench decode", "bench prefill",
+    ],
+)  # fmt: skip
+def test_every_command_that_computes_asks_for_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def reached(_: object) -> None:
+        raise _Reached
+
+    monkeypatch.setattr(blas, "ensure_fast_blas", reached)
+    assert isinstance(CliRunner().invoke(build_app(), command.split()).exception, _Reached)
