@@ -111,7 +111,7 @@ def _raw_run(vectors: mx.array, first: int, codec: LayerCodec, window: WindowSpe
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)  # rows that read their prompts side by side
 def _mask(
     start: int,
     length: int,
