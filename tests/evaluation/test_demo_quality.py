@@ -12,19 +12,12 @@ from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.score import ScoreOptions, score
 from quant_core.spec import WindowSpec
 from server.model.loader import load
+from tests.helpers.generators import run
 
 DOCS = Path(__file__).parents[2] / "docs"
 WINDOW = WindowSpec()
 # Measured: .043, with three short windows to fit on and one table per head.
 MAX_KL = 0.08
-
-
-def _run(generator: Any) -> Any:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 def _windows(tokenizer: Any, name: str, count: int, length: int) -> list[list[int]]:
@@ -38,8 +31,8 @@ def test_two_bits_stay_close_to_the_exact_cache(demo_model_dir: Path, tmp_path: 
     loaded = load(str(demo_model_dir), tmp_path, lambda line, fraction: None)
     fit = FitText(loaded.model, _windows(loaded.tokenizer, "decisions.md", 3, 256), WINDOW, 1, gradient_tokens=0)
     methods = make_methods(["learned"], [(2, 2)])
-    _run(methods[0].prepare(fit))
+    run(methods[0].prepare(fit))
     texts = {"http": _windows(loaded.tokenizer, "http.md", 1, 320)}
-    (packed,) = _run(score(loaded.model, methods, texts, WINDOW, ScoreOptions(256, 8)))
+    (packed,) = run(score(loaded.model, methods, texts, WINDOW, ScoreOptions(256, 8)))
     assert packed.loss.kl_mean < MAX_KL
     assert packed.held.code_bits_per_channel == 2.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +19,7 @@ from quant_core.codec import LayerCodec
 from quant_core.rotary import Rotary, rotary_of
 from quant_core.spec import VQSpec
 from server.model.loader import load
+from tests.helpers.generators import run
 
 DOCS = Path(__file__).parents[2] / "docs"
 NUM_TOKENS, BUCKET_LEN, SKIPPED, LAYER = 1024, 512, 4, 10
@@ -76,14 +76,6 @@ def _rotary(kind: str, own: Rotary) -> Rotary:
     return rotary
 
 
-def _run(generator: Any) -> Any:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
-
-
 def _fit(c: _Captured, rotary: Rotary, position_blind: bool) -> LayerCodec:
     """Two bits, fitted on positions 4 ... 1,023."""
     positions = np.arange(SKIPPED, NUM_TOKENS)
@@ -106,7 +98,7 @@ def _fit(c: _Captured, rotary: Rotary, position_blind: bool) -> LayerCodec:
         getattr(samples, name).append(np.array((vectors - mx.array(shift)[:, None]).astype(mx.float16)))
         getattr(samples, f"{name[:-1]}_weights").append(np.full((heads, num), np.nan, np.float32))
     spec = VQSpec.for_bits(geometry.key_dim, 2)
-    codec: LayerCodec = _run(fit_layer(samples, spec, spec, "learned", 0, LAYER)).codec
+    codec: LayerCodec = run(fit_layer(samples, spec, spec, "learned", 0, LAYER)).codec
     return codec
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from quant_core.evaluation.methods import METHODS, make_methods
 from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.score import Result, ScoreOptions, chunks, score
 from quant_core.spec import WindowSpec
+from tests.helpers.generators import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
 WINDOW = WindowSpec(window=16, bucket_len=64)
@@ -37,22 +36,14 @@ def _windows(seed: int, count: int, length: int) -> list[list[int]]:
     return np.random.default_rng(seed).integers(0, VOCAB_SIZE, (count, length)).tolist()
 
 
-def _run(generator: Any) -> Any:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
-
-
 @pytest.fixture(scope="module")
 def results() -> list[Result]:
     model = build_tiny_model("llama")
     text = FitText(model, _windows(1, 4, 192), WINDOW, codebooks_per_head=1, slice_tokens=96)
     methods = make_methods(METHODS, [(1, 1), (4, 4)])
     for method in methods:
-        _run(method.prepare(text))
-    return _run(score(model, methods, {"a": _windows(2, 2, 256), "b": _windows(3, 1, 256)}, WINDOW, OPTIONS))
+        run(method.prepare(text))
+    return run(score(model, methods, {"a": _windows(2, 2, 256), "b": _windows(3, 1, 256)}, WINDOW, OPTIONS))
 
 
 def test_rows_have_the_documented_fields(results: list[Result]) -> None:
@@ -89,7 +80,7 @@ def test_losses_begin_where_codes_are_read(results: list[Result]) -> None:
 def test_windows_too_short_for_a_code_are_refused() -> None:
     model = build_tiny_model("llama")
     with pytest.raises(CodecError, match="more than 80 tokens"):
-        _run(score(model, make_methods(["float16"], []), {"a": _windows(1, 1, 64)}, WINDOW, OPTIONS))
+        run(score(model, make_methods(["float16"], []), {"a": _windows(1, 1, 64)}, WINDOW, OPTIONS))
 
 
 def test_unknown_methods_and_bits_are_refused() -> None:

@@ -15,18 +15,11 @@ from quant_core.calibrate.collect import LayerSamples, capture_caches, collect
 from quant_core.calibrate.layers import packable_layers
 from quant_core.calibrate.sensitivity import NudgedCache, gradients, num_measured, token_weights
 from quant_core.spec import VQSpec, WindowSpec
+from tests.helpers.generators import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
 WINDOW = WindowSpec(window=16, bucket_len=64)
 START, LENGTH = 128, 64
-
-
-def _run(generator: Any) -> Any:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 def _tokens(length: int, seed: int = 0) -> list[int]:
@@ -78,7 +71,7 @@ def test_only_tokens_read_as_codes_matter(model: Any, captures: list[CaptureCach
 def test_collected_weights_are_of_the_tokens_measured(model: Any) -> None:
     windows = [_tokens(256, 1), _tokens(256, 2)]
     layers = packable_layers(model)
-    samples: dict[int, LayerSamples] = _run(collect(model, windows, layers, WINDOW, 0, 64, gradient_tokens=200))
+    samples: dict[int, LayerSamples] = run(collect(model, windows, layers, WINDOW, 0, 64, gradient_tokens=200))
     known = num_measured(256, WINDOW) - 4
     assert known == 3 * 64 - 64 - 4
     for layer in samples.values():
@@ -115,8 +108,8 @@ def test_shared_out_bits_cost_no_more_bytes_and_need_gradients(model: Any) -> No
     windows, layers = [_tokens(256, 1), _tokens(256, 2)], packable_layers(model)
     uniform = {i: (VQSpec.for_bits(64, 2), VQSpec.for_bits(64, 2)) for i in layers}
     for gradient_tokens in (0, 512):
-        samples = _run(collect(model, windows, layers, WINDOW, 0, 64, gradient_tokens))
-        specs = _run(measured_specs(samples, uniform, "learned", None, 0))
+        samples = run(collect(model, windows, layers, WINDOW, 0, 64, gradient_tokens))
+        specs = run(measured_specs(samples, uniform, "learned", None, 0))
         used = sum(k.code_bytes + v.code_bytes for k, v in specs.values())
         assert used <= sum(k.code_bytes + v.code_bytes for k, v in uniform.values())
         if not gradient_tokens:
@@ -128,7 +121,7 @@ def test_a_model_without_gradients_is_fitted_unweighted(model: Any, monkeypatch:
         raise ValueError("[CustomKernel::vjp] Not implemented.")
 
     monkeypatch.setattr("quant_core.calibrate.collect.gradients", refuse)
-    samples = _run(collect(model, [_tokens(256, 1)], packable_layers(model), WINDOW, 0, 64, gradient_tokens=256))
+    samples = run(collect(model, [_tokens(256, 1)], packable_layers(model), WINDOW, 0, 64, gradient_tokens=256))
     for layer in samples.values():
         assert layer.num_gradients == 0
         assert np.isnan(layer.key_weights[0]).all()
