@@ -29,6 +29,39 @@ METAL_FUNC void load_queries(const device float* queries, int at, thread float* 
   }
 }
 
+// The first 4 TPL codes of each of UNIT runs of 8, which follow one another; whole runs in one load.
+template <int UNIT, int TPL>
+METAL_FUNC void load_words(const device uchar* codes, thread uint* out) {
+  if (TPL == 2 && UNIT == 2) {
+    const uint4 v = *(const device uint4*)codes;
+    out[0] = v.x;
+    out[1] = v.y;
+    out[UNIT * TPL - 2] = v.z;
+    out[UNIT * TPL - 1] = v.w;
+    return;
+  }
+  for (int p = 0; p < UNIT; ++p) {
+    for (int w = 0; w < TPL; ++w) {
+      out[p * TPL + w] = ((const device uint*)codes)[p * 2 + w];
+    }
+  }
+}
+
+// NQ weights of one token, four at a time where they are.
+template <int NQ>
+METAL_FUNC void load_weights(const threadgroup float* at, thread float* out) {
+  for (int n = 0; n + 4 <= NQ; n += 4) {
+    const float4 v = *(const threadgroup float4*)(at + n);
+    out[n] = v.x;
+    out[n + 1] = v.y;
+    out[n + 2] = v.z;
+    out[n + 3] = v.w;
+  }
+  for (int n = NQ / 4 * 4; n < NQ; ++n) {
+    out[n] = at[n];
+  }
+}
+
 // score[o * NQ + n] += <query n, this lane's sub-vectors of token first_token + o * 8 + g>, o < 4 TPL.
 template <int NQ, int TPL, int DIM, int M, int d, int G, bool IS_SHARED>
 METAL_FUNC void score_codes(const device uchar* section, const device float* queries, const threadgroup half* shared,
@@ -39,21 +72,25 @@ METAL_FUNC void score_codes(const device uchar* section, const device float* que
     return;
   }
   const device uchar* codes = section + first_token / 8;
-  for (int i = 0; i < RUN; ++i) {
-    const int j = t * RUN + i;
-    const uint table = table_bytes<d>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
-    const device uint* words = (const device uint*)(codes + key_codes_at<M>(lane / 4, t, i));
-    float q[NQ * d];
-    load_queries<NQ, DIM, d>(queries, j * d, q);
-    for (int w = 0; w < TPL; ++w) {
-      const uint word = words[w];
+  constexpr int UNIT = key_unit(M);
+#pragma unroll 1
+  for (int i = 0; i < RUN; i += UNIT) {
+    uint words[UNIT * TPL];
+    load_words<UNIT, TPL>(codes + key_codes_at<M>(lane / 4, t, i), words);
+    for (int p = 0; p < UNIT; ++p) {
+      const int j = t * RUN + i + p;
+      const uint table = table_bytes<d, IS_SHARED>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
+      float q[NQ * d];
+      load_queries<NQ, DIM, d>(queries, j * d, q);
+      for (int w = 0; w < TPL; ++w) {
 #pragma unroll
-      for (int o = 0; o < 4; ++o) {
-        float c[d];
-        load_centroid<d, IS_SHARED>(shared, tables, table, word, o, c);
-        for (int n = 0; n < NQ; ++n) {
-          for (int k = 0; k < d; ++k) {
-            score[(w * 4 + o) * NQ + n] += q[n * d + k] * c[k];
+        for (int o = 0; o < 4; ++o) {
+          float c[d];
+          load_centroid<d, G, IS_SHARED>(shared, tables, table, words[p * TPL + w], o, c);
+          for (int n = 0; n < NQ; ++n) {
+            for (int k = 0; k < d; ++k) {
+              score[(w * 4 + o) * NQ + n] += q[n * d + k] * c[k];
+            }
           }
         }
       }
@@ -101,22 +138,22 @@ METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* s
   for (int s = 0; s < value_steps(M); ++s) {
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
-      const uint table = table_bytes<d>(value_subvec<M>(slot) * G / M);
+      const uint table = table_bytes<d, IS_SHARED>(value_subvec<M>(slot) * G / M);
       const device uchar* codes = section + slot * 64 + first_token / 4;
       for (int part = 0; part < PARTS; ++part) {
         const int t = lane / LANES * PARTS + part;
-        const device uint* words = (const device uint*)(codes + t * 16);
+        uint words[2 * TPL];
+        load_words<TPL, 2>(codes + t * 16, words);
         for (int tile = 0; tile < 2 * TPL; ++tile) {
-          const uint word = words[tile];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const threadgroup float* weight = weights + (tile * 16 + i / 2 * 8 + t * 2 + i % 2) * STRIDE;
+            float weight[NQ];
+            load_weights<NQ>(weights + (tile * 16 + i / 2 * 8 + t * 2 + i % 2) * STRIDE, weight);
             float c[d];
-            load_centroid<d, IS_SHARED>(shared, tables, table, word, i, c);
+            load_centroid<d, G, IS_SHARED>(shared, tables, table, words[tile], i, c);
             for (int n = 0; n < NQ; ++n) {
-              const float w = weight[n];
               for (int k = 0; k < d; ++k) {
-                acc[(s * NQ + n) * d + k] += w * c[k];
+                acc[(s * NQ + n) * d + k] += weight[n] * c[k];
               }
             }
           }

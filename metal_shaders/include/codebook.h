@@ -35,18 +35,32 @@ METAL_FUNC void load_device(const device half* at, thread float* out) {
   }
 }
 
-// Bytes of table `table` before its first entry.
-template <int d>
+// Tables [G][256][d] into threadgroup memory as [256][G][d]: lanes that read different tables then never share a bank.
+template <int d, int G>
+METAL_FUNC void share_tables(const device half* tables, int thread_id, int num_threads, threadgroup half* shared) {
+  for (int i = thread_id; i < G * NUM_CENTROIDS; i += num_threads) {
+    const int at = (i % NUM_CENTROIDS * G + i / NUM_CENTROIDS) * d;
+    if (d == 2) {
+      *(threadgroup half2*)(shared + at) = *(const device half2*)(tables + i * d);
+    }
+    for (int k = 0; k + 4 <= d; k += 4) {
+      *(threadgroup half4*)(shared + at + k) = *(const device half4*)(tables + i * d + k);
+    }
+  }
+}
+
+// Bytes before the first entry of table `table`.
+template <int d, bool IS_SHARED>
 METAL_FUNC uint table_bytes(int table) {
-  return uint(table) * uint(NUM_CENTROIDS * d * 2);
+  return uint(table) * uint((IS_SHARED ? 1 : NUM_CENTROIDS) * d * 2);
 }
 
 // The centroid of code `byte` of `word` in the table that starts at `first` bytes; IS_SHARED says which pointer counts.
 // A table's start has no bits in common with offsets inside it, so `|` adds (one instruction with the mask).
-template <int d, bool IS_SHARED>
+template <int d, int G, bool IS_SHARED>
 METAL_FUNC void load_centroid(const threadgroup half* shared, const device half* tables, uint first, uint word, int byte,
                               thread float* out) {
-  constexpr int SHIFT = d == 2 ? 2 : d == 4 ? 3 : 4;
+  constexpr int SHIFT = (d == 2 ? 2 : d == 4 ? 3 : 4) + (!IS_SHARED || G == 1 ? 0 : G == 2 ? 1 : 2);
   const uint moved = 8 * byte > SHIFT ? word >> uint(8 * byte > SHIFT ? 8 * byte - SHIFT : 0) : word << uint(SHIFT);
   const uint offset = (moved & (255u << uint(SHIFT))) | first;
   if (IS_SHARED) {

@@ -18,7 +18,7 @@
 // Memory     threadgroup: tables + NUM_SIMDGROUPS * max(32 TPL * stride, Dv) f32 + 2 NUM_SIMDGROUPS NQ f32 (limit 32,768 B)
 // Bytes      per token and KV head: key and value codes once per NQ queries
 // Numerics   f32 accumulation; a run in which a query sees no token has max -1e30 and a finite sum: the merge drops it
-// Limits     positions < 2^31; pool offsets 64-bit; slab_bytes a multiple of 4
+// Limits     positions < 2^31; pool offsets 64-bit; slab_bytes a multiple of 16
 constexpr int K_DIM = K_M0 * K_D0 + K_M1 * K_D1;
 constexpr int V_DIM = V_M0 * V_D0 + V_M1 * V_D1;
 constexpr int K_BYTES = K_M0 + K_M1;
@@ -71,13 +71,17 @@ const ulong head_offset = ulong(geometry[10]) + ulong(kv_head) * ulong(PAGE_SIZE
 
 // 2. tables into threadgroup memory
 if (K_SHARED) {
-  for (int i = thread_id; i < K_ENTRIES / 4; i += 32 * NUM_SIMDGROUPS) {
-    shared_keys[i] = ((const device half4*)key_table)[i];
+  share_tables<K_D0, K_G0>(key_table, thread_id, 32 * NUM_SIMDGROUPS, (threadgroup half*)shared_keys);
+  if (K_M1) {
+    share_tables<K_D1, K_G1>(key_table + K_ENTRIES0, thread_id, 32 * NUM_SIMDGROUPS,
+                             (threadgroup half*)shared_keys + K_ENTRIES0);
   }
 }
 if (V_SHARED) {
-  for (int i = thread_id; i < V_ENTRIES / 4; i += 32 * NUM_SIMDGROUPS) {
-    shared_values[i] = ((const device half4*)value_table)[i];
+  share_tables<V_D0, V_G0>(value_table, thread_id, 32 * NUM_SIMDGROUPS, (threadgroup half*)shared_values);
+  if (V_M1) {
+    share_tables<V_D1, V_G1>(value_table + V_ENTRIES0, thread_id, 32 * NUM_SIMDGROUPS,
+                             (threadgroup half*)shared_values + V_ENTRIES0);
   }
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.backends.cuda import by_name
 from quant_core.backends.kernel_source import read, strip_comments
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import KernelError
@@ -272,7 +273,7 @@ class AttentionMma:
                 input_names=list(_INPUTS),
                 output_names=list(_OUTPUTS),
                 source=_BODY,
-                header=kernel_text(),
+                header=by_name(kernel_text()),
                 shared_memory=_SHARED_BYTES[head_dim],
             )
         return self._kernels[head_dim]

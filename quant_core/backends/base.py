@@ -55,6 +55,45 @@ class PagedCodes:
     page_bytes: int
 
 
+@dataclass(frozen=True)
+class ColumnPlan:
+    """The columns a prompt chunk of one row attends to, in blocks of 64; see `vq_columns`.
+
+    Attributes:
+        start, end: the chunk's positions are `start ... end - 1`.
+        begin: first position some query of it reads as an exact vector, 64 np(start).
+        num_coded: pages some query reads as codes, np(end - 1): the first blocks.
+        exact_block: the block from which on the exact columns lie.
+        exact_first: position of that block's first column, at most `begin`.
+        num_blocks: all blocks; those that are neither are zero.
+    """
+
+    start: int
+    end: int
+    begin: int
+    num_coded: int
+    exact_block: int
+    exact_first: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, eq=False)
+class NewVectors:
+    """What a prompt chunk brings that is in no page yet, in code space.
+
+    Attributes:
+        keys, values: `[Hkv, end - start, D]` float16, the chunk's exact vectors.
+        first_page: index of the first complete page whose codes are not in the pool.
+        key_codes, value_codes: `[Hkv, 64 n, code_bytes]` uint8 of pages from there on; n may be 0.
+    """
+
+    keys: mx.array
+    values: mx.array
+    first_page: int
+    key_codes: mx.array
+    value_codes: mx.array
+
+
 class KernelBackend(Protocol):
     """Functions a back end launches. All accumulate in float32."""
 
@@ -83,6 +122,17 @@ class KernelBackend(Protocol):
         self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
         """`x~` of `num_pages` pages of one row from index `first_page` on: keys, values `[Hkv, 64 n, D]` float16."""
+
+    def vq_columns(
+        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        window: WindowSpec,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        """`k~, v~ [Hkv, 64 num_blocks, D]` float16 of one row, in the order of `plan`.
+
+        The coded blocks hold positions 0 ... 64 num_coded - 1, the first S of them exact. The exact ones hold position
+        `exact_first` and those that follow; zero where a position is before `begin` or from `end` on. `rings` are those
+        before the chunk landed in them.
+        """
 
     def vq_attention(
         self,

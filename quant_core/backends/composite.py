@@ -13,7 +13,7 @@ from quant_core.codec import LayerCodec
 from quant_core.spec import WindowSpec
 
 # Tested and replaced one by one; vq_attention_mma exists on CUDA only, in front of vq_attention.
-KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_attention", "vq_attention_mma")
+KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_columns", "vq_attention", "vq_attention_mma")
 
 
 class FastAttention(Protocol):
@@ -62,6 +62,7 @@ class CompositeBackend:
         self.vq_append = trusted("vq_append").vq_append
         self.vq_encode = trusted("vq_encode").vq_encode
         self.vq_reconstruct = trusted("vq_reconstruct").vq_reconstruct
+        self.vq_columns = trusted("vq_columns").vq_columns
         self._attention = trusted("vq_attention").vq_attention
 
     def vq_attention(

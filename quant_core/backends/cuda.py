@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
@@ -14,10 +17,33 @@ from quant_core.backends.launch import Launcher
 TARGET_GROUPS = 264
 
 
+def by_name(text: str) -> str:
+    """An #include of `text`, kept in a file of the user's cache; `text` itself where no file can be written.
+
+    MLX copies and hashes a kernel's whole source at every launch (tens of microseconds for our longest); NVRTC reads
+    the file once, when it compiles.
+    """
+    folder = Path.home() / ".cache" / "vecinfer" / "cuda"
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cuh"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+    except OSError:
+        return text
+    return f'#include "{path}"\n'
+
+
 def build(k: KernelSource) -> Launcher:
     """MLX's kernel object; compiled by NVRTC when first launched."""
     built = mx.fast.cuda_kernel(
-        name=k.name, input_names=list(k.inputs), output_names=list(k.outputs), source=k.source, header=k.header
+        name=k.name,
+        input_names=list(k.inputs),
+        output_names=list(k.outputs),
+        source=k.source,
+        header=by_name(k.header),
     )
     return cast(Launcher, built)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from quant_core.backends import launch
-from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.kernel_source import Dialect, KernelSource, load_kernel
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec import LayerCodec, VectorCodec
@@ -59,6 +59,12 @@ class DeviceBackend:
         self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
         return launch.reconstruct(self.kernel("vq_reconstruct"), codes, row, first_page, num_pages, codec)
+
+    def vq_columns(
+        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        window: WindowSpec,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        return launch.columns(self.kernel("vq_columns"), codes, row, plan, rings, new, codec, window)
 
     def vq_attention(
         self,

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core import code_space
-from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.decode_plan import PartialShape, choose_shape, plan_decode
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import ShapeError
@@ -181,6 +181,33 @@ def reconstruct(
     return keys, values
 
 
+def columns(
+    kernel: Launcher, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors,
+    codec: LayerCodec, window: WindowSpec,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """vq_columns of one row."""
+    heads, num_columns = codec.num_kv_heads, PAGE_SIZE * plan.num_blocks
+    num_pending = int(new.key_codes.shape[1])
+    pending = (new.key_codes, new.value_codes) if num_pending else _no_codes()
+    keys, values = kernel(
+        inputs=[
+            codes.pool, codes.page_table, flat_tables(codec.keys), flat_tables(codec.values), *pending,
+            rings.ring_keys, rings.ring_values, *_sinks(rings, window), new.keys, new.values,
+            ints(
+                row * codes.page_table.shape[1], plan.num_coded, new.first_page, num_pending, plan.exact_block,
+                plan.exact_first, plan.begin, plan.start, plan.end, row, window.ring_slots, window.num_sink_tokens,
+            ),
+            # Apart, so that it stays on the device: CUDA fetches an array that is new to it at its first read.
+            ints(codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset, 0, 0, 0, 0),
+        ],
+        template=[*section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_")],
+        grid=(256, heads, plan.num_blocks), threadgroup=(256, 1, 1),
+        output_shapes=[(heads, num_columns, c.spec.head_dim) for c in (codec.keys, codec.values)],
+        output_dtypes=[mx.float16, mx.float16],
+    )  # fmt: skip
+    return keys, values
+
+
 def attention(
     kernels: KernelFactory, queries: mx.array, scale: float, starts: tuple[int, ...], rings: RingArrays,
     codes: PagedCodes, codec: LayerCodec, window: WindowSpec, target_groups: int,
@@ -249,9 +276,14 @@ def _no_sinks() -> tuple[mx.array, mx.array]:
     return mx.zeros((8,), mx.float16), mx.zeros((8,), mx.float16)
 
 
+@lru_cache(maxsize=1)
+def _no_codes() -> tuple[mx.array, mx.array]:
+    return mx.zeros((8,), mx.uint8), mx.zeros((8,), mx.uint8)
+
+
 def _geometry(codes: PagedCodes, query_rows: int, length: int, n: int, window: WindowSpec) -> mx.array:
-    if codes.pool.shape[1] % 4:
-        raise ShapeError(f"slab_bytes must be a multiple of 4 for the kernels, got {codes.pool.shape[1]}")
+    if codes.pool.shape[1] % 16:
+        raise ShapeError(f"slab_bytes must be a multiple of 16 for the kernels, got {codes.pool.shape[1]}")
     return ints(
         length, n, query_rows, window.num_sink_tokens, window.ring_slots, window.window, window.bucket_len,
         codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset, codes.page_table.shape[1],

@@ -10,7 +10,7 @@ import numpy as np
 from quant_core import code_space
 from quant_core.attention import Positions, attend_codes, group_queries
 from quant_core.backends import base
-from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.cache.layout import unpack_block
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.softmax import Partial, attend_block, visibility_bias
@@ -48,6 +48,10 @@ def land(
     window: WindowSpec,
 ) -> RingArrays:
     """The rings after new exact vectors `k~, v~ [B, Hkv, L, D]`; rows as in `vq_append`."""
+    if len(starts) == 1 and lengths[0] >= window.ring_slots and starts[0] >= window.num_sink_tokens:
+        end, slots = starts[0] + lengths[0], window.ring_slots
+        turned = [_last_slots(x[:, :, : lengths[0]], end, slots) for x in (keys, values)]
+        return RingArrays(turned[0], turned[1], rings.sink_keys, rings.sink_values)
     ring = _landing(starts, lengths, window.ring_slots, True)
     sinks = _landing(starts, lengths, window.num_sink_tokens, False) if window.num_sink_tokens else None
     return RingArrays(
@@ -56,6 +60,15 @@ def land(
         _land(rings.sink_keys, keys, sinks),
         _land(rings.sink_values, values, sinks),
     )
+
+
+def _last_slots(new: mx.array, end: int, num_slots: int) -> mx.array:
+    """A ring filled by the last of `new [B, Hkv, L, D]`, positions up to `end - 1`; L >= num_slots."""
+    wrapped = end % num_slots
+    first = new.shape[2] - num_slots
+    if not wrapped:
+        return mx.contiguous(new[:, :, first:])
+    return mx.concatenate([new[:, :, -wrapped:], new[:, :, first:-wrapped]], axis=2)
 
 
 def _land(old: mx.array, new: mx.array, index: mx.array | None) -> mx.array:
@@ -150,8 +163,33 @@ class ReferenceBackend:
     def vq_reconstruct(
         self, codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
     ) -> tuple[mx.array, mx.array]:
-        keys, values = _gather_pages(codes, slice(row, row + 1), first_page, num_pages, codec)
-        return keys[0], values[0]
+        return _row_pages(codes, row, first_page, num_pages, codec)
+
+    def vq_columns(
+        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        window: WindowSpec,
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        pooled = _row_pages(codes, row, 0, min(new.first_page, plan.num_coded), codec)
+        left = max(0, plan.num_coded - new.first_page) * PAGE_SIZE
+        old = np.arange(plan.begin, plan.start) % window.ring_slots
+        num_old_sinks = min(window.num_sink_tokens, plan.start)
+        parts = []
+        for coded, plain, half, ring, sinks, fresh in (
+            (pooled[0], new.key_codes, codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
+            (pooled[1], new.value_codes, codec.values, rings.ring_values, rings.sink_values, new.values),
+        ):
+            if left:
+                coded = mx.concatenate([coded, reconstruct(plain[:, :left], half)], axis=1)
+            if plan.num_coded:
+                exact = mx.concatenate([sinks[row, :, :num_old_sinks], fresh], axis=1)[:, : window.num_sink_tokens]
+                coded = mx.concatenate([exact, coded[:, window.num_sink_tokens :]], axis=1)
+            tail = mx.concatenate([ring[row][:, mx.array(old.astype(np.int32))], fresh], axis=1)
+            front = plan.exact_block * PAGE_SIZE - coded.shape[1] + plan.begin - plan.exact_first
+            back = PAGE_SIZE * plan.num_blocks - coded.shape[1] - front - tail.shape[1]
+            heads, _, dim = tail.shape
+            filler = [mx.zeros((heads, n, dim), mx.float16) for n in (front, back)]
+            parts.append(mx.concatenate([coded, filler[0], tail, filler[1]], axis=1))
+        return parts[0], parts[1]
 
     def vq_attention(
         self,
@@ -178,6 +216,17 @@ class ReferenceBackend:
             state = state.merge(attend_codes(grouped, first * PAGE_SIZE, keys, values, code_ends, codec, window))
         out = code_space.values_out(state.normalize(), codec.values)
         return out.reshape(batch, num_heads, length, -1).astype(queries.dtype)
+
+
+def _row_pages(
+    codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
+) -> tuple[mx.array, mx.array]:
+    """`k~, v~ [Hkv, 64 n, D]` float16 of pages of one row."""
+    if not num_pages:
+        heads, dims = codec.num_kv_heads, (codec.keys.spec.head_dim, codec.values.spec.head_dim)
+        return mx.zeros((heads, 0, dims[0]), mx.float16), mx.zeros((heads, 0, dims[1]), mx.float16)
+    keys, values = _gather_pages(codes, slice(row, row + 1), first_page, num_pages, codec)
+    return keys[0], values[0]
 
 
 def _gather_pages(

@@ -16,12 +16,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import KernelBackend
+from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors
 from quant_core.backends.composite import KERNELS, CompositeBackend, FastAttention
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.backends.trial import Case, Trial, make_trial
 from quant_core.codec import VectorCodec
 from quant_core.errors import QuantError
+from quant_core.prefill import plan_columns
 from quant_core.spec import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ APPEND_LIMIT = 2e-3
 # How much farther than the nearest centroid a chosen one may be.
 ENCODE_LIMIT = 1e-3
 _NUM_TIMED = 5
+# New tokens of the prompt chunk that vq_columns is shown.
+_CHUNK_LEN = 150
 # What MLX raises for a kernel that does not compile or launch.
 _REFUSALS = (RuntimeError, ValueError, TypeError, QuantError)
 
@@ -150,6 +153,7 @@ def _check_of(kernel: str, backend: CompositeBackend) -> Check:
         return lambda t: _check_attention(backend.device.vq_attention, t)
     checks: dict[str, Callable[[KernelBackend, Trial], Iterator[_Finding]]] = {
         "vq_append": _check_append, "vq_encode": _check_encode, "vq_reconstruct": _check_reconstruct,
+        "vq_columns": _check_columns,
     }  # fmt: skip
     return lambda t: checks[kernel](backend.device, t)
 
@@ -230,10 +234,41 @@ def _check_reconstruct(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
             yield _Finding(share, 0.0, _where(t, where))
 
 
+def _check_columns(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+    """Bit for bit: a chunk that reaches into the next page, behind every row."""
+    for row, start in enumerate(t.starts):
+        plan, new = _chunk(t, row)
+        arguments = (t.codes, row, plan, t.rings, new, t.case.codec, t.case.window)
+        results = device.vq_columns(*arguments)
+        with mx.stream(mx.cpu):
+            wanted = _REFERENCE.vq_columns(*arguments)
+        for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
+            share = float(np.mean(_f64(got) != _f64(want)))
+            yield _Finding(share, 0.0, _where(t, f"share of {kind} that differs behind {start} tokens"))
+
+
+def _chunk(t: Trial, row: int) -> tuple[ColumnPlan, NewVectors]:
+    """A prompt chunk of random contents behind a row of the trial; the pages it completes are not in the pool."""
+    codec, window = t.case.codec, t.case.window
+    plan = plan_columns(t.starts[row], _CHUNK_LEN, window)
+    first, rng = min(t.codes.num_pages[row], plan.num_coded), np.random.default_rng(row)
+    num_plain = PAGE_SIZE * max(0, plan.end // PAGE_SIZE - first)
+
+    def exact(half: VectorCodec) -> mx.array:
+        return mx.array(rng.standard_normal((codec.num_kv_heads, _CHUNK_LEN, half.spec.head_dim)), mx.float16)
+
+    def plain(half: VectorCodec) -> mx.array:
+        return mx.array(rng.integers(0, 256, (codec.num_kv_heads, num_plain, half.spec.code_bytes), np.uint8))
+
+    keys, values = codec.keys, codec.values
+    return plan, NewVectors(exact(keys), exact(values), first, plain(keys), plain(values))
+
+
 def _call_seconds(kernel: str, backend: CompositeBackend, case: Case) -> float:
     """Median seconds of a call on one row of the longest length, launch and wait included."""
     device, codec, window = backend.device, case.codec, case.window
     t = make_trial(replace(case, row_lens=case.row_lens[-1:]), 1)
+    chunk = _chunk(t, 0)
 
     def call() -> object:
         if kernel == "vq_append":
@@ -242,6 +277,8 @@ def _call_seconds(kernel: str, backend: CompositeBackend, case: Case) -> float:
             return device.vq_encode(t.rings.ring_keys[0][:, :PAGE_SIZE], codec.keys)
         if kernel == "vq_reconstruct":
             return device.vq_reconstruct(t.codes, 0, 0, t.codes.num_pages[0], codec)
+        if kernel == "vq_columns":
+            return device.vq_columns(t.codes, 0, chunk[0], t.rings, chunk[1], codec, window)
         attention = backend.fast if kernel == "vq_attention_mma" and backend.fast else device.vq_attention
         return attention(t.queries, t.scale, t.starts, t.rings, t.codes, codec, window)
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from quant_core.attention import Block, ExactColumns, attend_row
+from quant_core.attention import Block, ExactColumns, attend_row, exact_columns
 from quant_core.backends import base
-from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.reference import reconstruct
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.codec import LayerCodec, ModelCodec
-from quant_core.prefill import attend_row_fused, can_fuse
+from quant_core.prefill import attend_row_fused, can_fuse, plan_columns
 from quant_core.spec import PAGE_SIZE, WindowSpec
 
-# Pages of history a prompt chunk attends to at once: 1,024 tokens; and what a fused call reconstructs at once.
+# Pages of history a prompt chunk attends to at once where it is not read in one fused call: 1,024 tokens.
 BLOCK_PAGES = 16
-FUSED_BLOCK_PAGES = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,14 @@ class PendingCodes:
         """n."""
         return int(self.keys.shape[1]) // PAGE_SIZE
 
+    def without(self, first_page: int) -> PendingCodes:
+        """From page `first_page` of the sequence on."""
+        done = min(max(0, first_page - self.first_page), self.num_pages)
+        tokens = done * PAGE_SIZE
+        return (
+            self if not done else PendingCodes(self.first_page + done, self.keys[:, tokens:], self.values[:, tokens:])
+        )
+
     def cut(self, num_pages: int) -> PendingCodes:
         """Without the pages from index `num_pages` of the sequence on."""
         tokens = min(self.num_pages, num_pages - self.first_page) * PAGE_SIZE
@@ -99,12 +107,37 @@ class PendingCodes:
 
 @dataclass(frozen=True, eq=False)
 class PrefillRow:
-    """One row's chunk: its true length, and what it attends to."""
+    """One row's chunk: where it lies, and what it attends to.
 
-    length: int
+    Attributes:
+        index: in the batch.
+        start, length: its positions are `start ... start + length - 1`.
+        rings: of the batch, before the chunk landed in them.
+        keys, values: the chunk's exact vectors, `[Hkv, length, D]` float16.
+        pending: pages completed and not yet in the pool, the chunk's own included.
+    """
+
+    index: int
     start: int
-    exact: ExactColumns
-    pending: tuple[PendingCodes, ...]
+    length: int
+    rings: RingArrays
+    keys: mx.array
+    values: mx.array
+    pending: tuple[PendingCodes, ...] = ()
+
+    def vectors(self, begin: int, end: int, window: WindowSpec) -> tuple[mx.array, mx.array]:
+        """Exact vectors of positions `begin ... end - 1`, `[Hkv, end - begin, D]`: from the ring, then the chunk's."""
+        new = slice(max(begin, self.start) - self.start, end - self.start)
+        if begin >= self.start:
+            return self.keys[:, new], self.values[:, new]
+        slots = mx.array((np.arange(begin, self.start) % window.ring_slots).astype(np.int32))
+        keys = mx.concatenate([self.rings.ring_keys[self.index][:, slots], self.keys[:, new]], axis=1)
+        return keys, mx.concatenate([self.rings.ring_values[self.index][:, slots], self.values[:, new]], axis=1)
+
+    def exact(self, window: WindowSpec) -> ExactColumns:
+        """Sinks and the positions some query sees as exact vectors."""
+        begin, end = window.num_code_pages(self.start) * PAGE_SIZE, self.start + self.length
+        return exact_columns(self.rings, self.index, begin, end, window, (self.keys, self.values))
 
 
 class PrefillView:
@@ -124,35 +157,50 @@ class PrefillView:
         """Streaming attention. Starts the work, and waits for the layer before the last one: a lazy graph would keep
         all layers' reconstructed history alive, waiting for each would leave a GPU idle while the next one is built."""
         layer, out = self._layer, []
-        for b, row in enumerate(self._rows):
+        for row in self._rows:
             padding = queries.shape[2] - row.length
             if row.length == 0:
                 dim = layer.codec.values.spec.head_dim
                 out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
                 continue
-            own = queries[b, :, : row.length]
-            fused = can_fuse(layer.codec, row.start + row.length)
-            attend = attend_row_fused if fused else attend_row
-            history = self._history(b, FUSED_BLOCK_PAGES if fused else BLOCK_PAGES)
-            result = attend(own, scale, row.start, row.exact, history, layer.codec, layer.window)
+            result = self._attend_row(queries[row.index, :, : row.length], scale, row)
             out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
-        stacked = mx.stack(out)
+        stacked = mx.stack(out) if len(out) > 1 else out[0][None]
         mx.async_eval(stacked, self._live)  # type: ignore[no-untyped-call]
         layer.arena.started(stacked)
         return stacked
 
-    def _history(self, b: int, block_pages: int) -> Iterator[Block]:
-        """Reconstructed blocks of the positions some query of row `b` reads as codes: pool, then pending pages."""
-        layer, row = self._layer, self._rows[b]
+    def _attend_row(self, queries: mx.array, scale: float, row: PrefillRow) -> mx.array:
+        codec, window = self._layer.codec, self._layer.window
+        if can_fuse(codec, row.start + row.length, window):
+            plan = plan_columns(row.start, row.length, window)
+            new = self._new_vectors(row, plan)
+            keys, values = self._layer.backend.vq_columns(self._codes, row.index, plan, row.rings, new, codec, window)
+            return attend_row_fused(queries, scale, plan, keys, values, codec, window)
+        return attend_row(queries, scale, row.start, row.exact(window), self._history(row), codec, window)
+
+    def _new_vectors(self, row: PrefillRow, plan: ColumnPlan) -> NewVectors:
+        codec = self._layer.codec
+        first = min(self._codes.num_pages[row.index], plan.num_coded)
+        codes = [(p.keys, p.values) for p in (p.without(first) for p in row.pending) if p.num_pages]
+        if not codes:
+            heads, *widths = codec.num_kv_heads, codec.keys.spec.code_bytes, codec.values.spec.code_bytes
+            codes = [(mx.zeros((heads, 0, widths[0]), mx.uint8), mx.zeros((heads, 0, widths[1]), mx.uint8))]
+        joined = codes[0] if len(codes) == 1 else [mx.concatenate([c[i] for c in codes], axis=1) for i in (0, 1)]
+        return NewVectors(row.keys, row.values, first, joined[0], joined[1])
+
+    def _history(self, row: PrefillRow) -> Iterator[Block]:
+        """Reconstructed blocks of the positions some query of the row reads as codes: pool, then pending pages."""
+        layer = self._layer
         num_pages = layer.window.num_code_pages(row.start + row.length - 1)
-        in_pool = min(self._codes.num_pages[b], num_pages)
-        for first in range(0, in_pool, block_pages):
-            count = min(block_pages, in_pool - first)
-            yield first * PAGE_SIZE, *layer.backend.vq_reconstruct(self._codes, b, first, count, layer.codec)
+        in_pool = min(self._codes.num_pages[row.index], num_pages)
+        for first in range(0, in_pool, BLOCK_PAGES):
+            count = min(BLOCK_PAGES, in_pool - first)
+            yield first * PAGE_SIZE, *layer.backend.vq_reconstruct(self._codes, row.index, first, count, layer.codec)
         for pending in row.pending:
             stop = min(pending.num_pages, num_pages - pending.first_page)
-            for page in range(0, stop, block_pages):
-                span = slice(page * PAGE_SIZE, min(page + block_pages, stop) * PAGE_SIZE)
+            for page in range(0, stop, BLOCK_PAGES):
+                span = slice(page * PAGE_SIZE, min(page + BLOCK_PAGES, stop) * PAGE_SIZE)
                 keys, values = (
                     reconstruct(pending.keys[:, span], layer.codec.keys),
                     reconstruct(pending.values[:, span], layer.codec.values),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 from mlx_lm.models.cache import _BaseCache
 
 from quant_core import code_space
-from quant_core.attention import ExactColumns, exact_columns
 from quant_core.backends import base
 from quant_core.backends.base import RingArrays
 from quant_core.backends.reference import land
@@ -21,6 +21,7 @@ from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
 from quant_core.cache.views import DecodeView, PackedLayer, PendingCodes, PrefillRow, PrefillView
 from quant_core.errors import KernelError, PoolError
+from quant_core.prefill import can_fuse, vectors_in
 from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE
 
 
@@ -221,31 +222,38 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
     ) -> PrefillView:
         layer, window = self.layer, self.layer.window
-        positions = np.array(starts)[:, None] + np.arange(keys.shape[2])
-        k = code_space.keys_in(keys, positions, layer.codec, window.bucket_len).astype(base.EXACT_DTYPE)
-        v = code_space.values_in(values, layer.codec).astype(base.EXACT_DTYPE)
+        k, v = self._vectors_in(keys, values, starts, lengths)
         rows = []
         for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            begin = window.num_code_pages(start) * PAGE_SIZE
-            new = k[b, :, :length], v[b, :, :length]
-            exact = exact_columns(self.rings, b, begin, start + length, window, new)
-            self.pending[b].extend(self._encode_complete(exact, start, start + length))
-            rows.append(PrefillRow(length, start, exact, tuple(self.pending[b])))
+            row = PrefillRow(b, start, length, self.rings, k[b, :, :length], v[b, :, :length])
+            self.pending[b].extend(self._encode_complete(row))
+            rows.append(replace(row, pending=tuple(self.pending[b])))
         self.rings = land(k, v, starts, lengths, self.rings, window)
         self._advance(lengths)
         codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
         return PrefillView(layer, rows, codes, self.state, values.dtype)
 
-    def _encode_complete(self, exact: ExactColumns, start: int, end: int) -> list[PendingCodes]:
-        """Codes of the pages the positions `start ... end - 1` complete."""
-        first, last = start // PAGE_SIZE, end // PAGE_SIZE
+    def _vectors_in(
+        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
+    ) -> tuple[mx.array, mx.array]:
+        """`k~, v~ [B, Hkv, L, D]` of a prompt chunk's raw keys and values."""
+        codec, window = self.layer.codec, self.layer.window
+        if all(can_fuse(codec, s + n, window) for s, n in zip(starts, lengths, strict=True)):
+            pairs = [vectors_in(keys[b], values[b], start, codec, window) for b, start in enumerate(starts)]
+            k, v = (mx.stack([p[i] for p in pairs]) for i in (0, 1))
+            return k.astype(base.EXACT_DTYPE), v.astype(base.EXACT_DTYPE)
+        positions = np.array(starts)[:, None] + np.arange(keys.shape[2])
+        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(base.EXACT_DTYPE)
+        return k, code_space.values_in(values, codec).astype(base.EXACT_DTYPE)
+
+    def _encode_complete(self, row: PrefillRow) -> list[PendingCodes]:
+        """Codes of the pages a chunk completes."""
+        first, last = row.start // PAGE_SIZE, (row.start + row.length) // PAGE_SIZE
         if first == last:
             return []
-        offset = exact.num_sinks + first * PAGE_SIZE - int(exact.positions[exact.num_sinks])
-        span = slice(offset, offset + (last - first) * PAGE_SIZE)
+        keys, values = row.vectors(first * PAGE_SIZE, last * PAGE_SIZE, self.layer.window)
         codec, backend = self.layer.codec, self.layer.backend
-        keys = backend.vq_encode(exact.keys[:, span], codec.keys)
-        return [PendingCodes(first, keys, backend.vq_encode(exact.values[:, span], codec.values))]
+        return [PendingCodes(first, backend.vq_encode(keys, codec.keys), backend.vq_encode(values, codec.values))]
 
 
 class VQCache(BatchVQCache):

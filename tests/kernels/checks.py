@@ -7,9 +7,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import KernelBackend
+from quant_core.backends.base import KernelBackend, NewVectors
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec import VectorCodec
+from quant_core.prefill import plan_columns
 from quant_core.spec import WindowSpec
 from tests.kernels import oracle
 from tests.kernels.scene import Geometry, Scene
@@ -88,6 +89,25 @@ def check_reconstruct(backend: KernelBackend, scene: Scene, row: int, first: int
         assert np.array_equal(oracle.as_f64(array), want), f"{backend.name} vq_reconstruct {scene.geometry}"
 
 
+def check_columns(backend: KernelBackend, scene: Scene, row: int, length: int, seed: int = 3) -> None:
+    """vq_columns of a chunk of `length` tokens behind a row, bit for bit; the pages it completes are not pooled."""
+    g, rng = scene.geometry, np.random.default_rng(seed)
+    plan = plan_columns(g.positions[row], length, g.window)
+    first = min(scene.codes.num_pages[row], plan.num_coded)
+    num_plain = 64 * max(0, (plan.end // 64) - first)
+
+    def exact() -> mx.array:
+        return mx.array(rng.standard_normal((g.num_kv_heads, length, g.head_dim)), mx.float16)
+
+    def plain(codec: VectorCodec) -> mx.array:
+        return mx.array(rng.integers(0, 256, (g.num_kv_heads, num_plain, codec.spec.code_bytes), np.uint8))
+
+    new = NewVectors(exact(), exact(), first, plain(scene.codec.keys), plain(scene.codec.values))
+    got = backend.vq_columns(scene.codes, row, plan, scene.rings, new, scene.codec, g.window)
+    for array, want in zip(got, oracle.columns(scene, row, plan, new), strict=True):
+        assert np.array_equal(oracle.as_f64(array), want), f"{backend.name} vq_columns {g}"
+
+
 def check_all(backend: KernelBackend, scene: Scene) -> None:
     """Every kernel on one scene."""
     check_attention(backend, scene)
@@ -99,6 +119,7 @@ def check_all(backend: KernelBackend, scene: Scene) -> None:
         check_encode(backend, codec, mx.array(x, mx.float16))
     row = int(np.argmax(scene.codes.num_pages))
     check_reconstruct(backend, scene, row, scene.codes.num_pages[row] - 1, 1)
+    check_columns(backend, scene, row, 70)
 
 
 def variant(row: list[Any], index: int) -> Geometry:

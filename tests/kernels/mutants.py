@@ -28,6 +28,7 @@ class Mutant:
 PARTIAL, MERGE = "kernels/vq_attention_partial.metal", "kernels/vq_attention_merge.metal"
 QUERIES, APPEND, ENCODE = (f"kernels/{n}.metal" for n in ("vq_attention_queries", "vq_append", "vq_encode"))
 RECONSTRUCT, ATTENTION, BLOCK = "kernels/vq_reconstruct.metal", "include/attention.h", "include/code_block.h"
+COLUMNS = "kernels/vq_columns.metal"
 NEAREST, ROTARY, CODEBOOK = "include/nearest.h", "include/rotary.h", "include/codebook.h"
 
 ATTENTION_MUTANTS = [
@@ -113,5 +114,19 @@ CODE_MUTANTS = [
     Mutant("include/reconstruct.h", "key_code_index", "value_code_index"),
     Mutant(RECONSTRUCT, "page_table[sizes[0] +", "page_table["),
     Mutant(RECONSTRUCT, "+ ulong(sizes[5])", ""),
-    Mutant(RECONSTRUCT, "value_block + PAGE_SIZE * V_M0", "value_block"),
+    Mutant(RECONSTRUCT, "value_codes + PAGE_SIZE * V_M0", "value_codes"),
+    Mutant("include/reconstruct.h", BARRIER, ""),
+    Mutant(COLUMNS, "index < sizes[1]", "index <= sizes[1]"),
+    Mutant(COLUMNS, "index < sizes[2]", "index <= sizes[2]"),
+    Mutant(COLUMNS, "index == 0 ? sizes[11] : 0", "0"),
+    Mutant(COLUMNS, "num_exact, out_keys);", "0, out_keys);"),
+    Mutant(COLUMNS, "(index - sizes[2]) * PAGE_SIZE", "index * PAGE_SIZE"),
+    Mutant(COLUMNS, "size_t(kv_head) * size_t(sizes[3])", "size_t(kv_head) * size_t(sizes[2])"),
+    Mutant(COLUMNS, "is_coded ? 0 : sizes[6]", "0"),
+    Mutant(COLUMNS, "size_t(sizes[8] - sizes[7])", "size_t(sizes[8])"),
+    Mutant(COLUMNS, "page_table[sizes[0] + index]", "page_table[index]"),
+    Mutant(COLUMNS, "key_codes + K_M0", "key_codes"),
+    Mutant("include/chunk.h", "position % source.num_slots", "position"),
+    Mutant("include/chunk.h", "&& position < source.end", ""),
+    Mutant("include/chunk.h", "position >= source.begin &&", ""),
 ]

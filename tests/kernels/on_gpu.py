@@ -20,6 +20,7 @@ from quant_core.backends.device import DeviceBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.spec import WindowSpec
 from tests.kernels import oracle
+from tests.kernels.checks import check_columns
 from tests.kernels.scene import Geometry, Scene, make_scene
 
 # Relative error allowed: MLX's float32 matmul may use TF32 on CUDA, and half outputs are rounded once.
@@ -77,10 +78,16 @@ def check(gpu: DeviceBackend, g: Geometry) -> bool:
     same = [bool(mx.array_equal(a, b)) for a, b in zip(*(
         b.vq_reconstruct(s.codes, 0, 0, pages, s.codec) for b in (gpu, reference)), strict=True)]  # fmt: skip
     total = 777 * g.num_kv_heads * (s.codec.keys.spec.code_bytes + s.codec.values.spec.code_bytes)
+    try:
+        check_columns(gpu, s, 0, 600)
+    except AssertionError as error:
+        print(error)
+        same.append(False)
     good = errors[0] < LIMIT and append < 0.05 and differ <= total // 500 and all(same)
     print(f"{'ok ' if good else 'BAD'} D{g.head_dim} Hkv{g.num_kv_heads} gqa{g.gqa_factor} L{g.query_len} "
           f"K{g.key_bits}V{g.value_bits}: attention {errors[0]:.1e} (reference {errors[1]:.1e}), append {append:.1e}, "
-          f"codes {differ}/{total} differ, reconstruct {'equal' if all(same) else 'DIFFERS'}", flush=True)  # fmt: skip
+          f"codes {differ}/{total} differ, "
+          f"reconstruct and columns {'equal' if all(same) else 'DIFFER'}", flush=True)  # fmt: skip
     return good
 
 

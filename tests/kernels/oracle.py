@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.backends.base import ColumnPlan, NewVectors
 from quant_core.cache.layout import unpack_block
 from quant_core.codec import LayerCodec, VectorCodec
 from tests.kernels.scene import Scene
@@ -90,6 +91,29 @@ def attention(scene: Scene) -> F64:
                 weights = np.exp(seen - seen.max())
                 out[row, head, step] = weights / weights.sum() @ values[: position + 1]
     return out
+
+
+def columns(scene: Scene, row: int, plan: ColumnPlan, new: NewVectors) -> tuple[F64, F64]:
+    """vq_columns `[Hkv, 64 num_blocks, D]` of keys and of values."""
+    window, rings, parts = scene.geometry.window, scene.rings, []
+    plain = new.key_codes, new.value_codes
+    for kind, (codec, ring, sinks, fresh) in enumerate((
+        (scene.codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
+        (scene.codec.values, rings.ring_values, rings.sink_values, new.values),
+    )):  # fmt: skip
+        out = np.zeros((fresh.shape[0], 64 * plan.num_blocks, fresh.shape[2]))
+        old, sink, chunk = as_f64(ring[row]), as_f64(sinks[row]), as_f64(fresh)
+        for page in range(plan.num_coded):
+            at = (page - new.first_page) * 64
+            codes = page_codes(scene, row, page)[kind] if at < 0 else np.array(plain[kind])[:, at : at + 64]
+            out[:, page * 64 : page * 64 + 64] = decoded(codes, codec)
+        for p in range(min(window.num_sink_tokens, 64 * plan.num_coded)):
+            out[:, p] = sink[:, p] if p < plan.start else chunk[:, p - plan.start]
+        for p in range(plan.begin, plan.end):
+            column = plan.exact_block * 64 + p - plan.exact_first
+            out[:, column] = old[:, p % window.ring_slots] if p < plan.start else chunk[:, p - plan.start]
+        parts.append(out)
+    return parts[0], parts[1]
 
 
 def _exact(scene: Scene, row: int, total: int) -> tuple[F64, F64]:

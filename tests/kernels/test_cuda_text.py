@@ -45,6 +45,9 @@ def sources(index: int) -> dict[str, str]:
             [("T", g.dtype), *dim, ("LEN", g.query_len), *parts, *rotary],
         ),
         "vq_encode": cuda_source("vq_encode", [F16, F16, I32], [U8], [("T", F16), *launch.section_template(keys)]),
+        "vq_columns": cuda_source(
+            "vq_columns", [U8, I32, F16, F16, U8, U8, *[F16] * 6, I32, I32], [F16] * 2, kv
+        ),
         "vq_reconstruct": cuda_source("vq_reconstruct", [U8, I32, F16, F16, I32], [F16] * 2, kv),
     }  # fmt: skip
 

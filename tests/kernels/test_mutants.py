@@ -10,7 +10,14 @@ import pytest
 from quant_core.backends import kernel_source
 from quant_core.backends.metal import MetalBackend
 from quant_core.spec import WindowSpec
-from tests.kernels.checks import check_append, check_attention, check_encode, check_reconstruct, check_ties
+from tests.kernels.checks import (
+    check_append,
+    check_attention,
+    check_columns,
+    check_encode,
+    check_reconstruct,
+    check_ties,
+)
 from tests.kernels.mutants import APPEND_MUTANTS, ATTENTION_MUTANTS, CODE_MUTANTS, Mutant
 from tests.kernels.scene import Geometry, make_scene
 from tests.msl_on_cpu import KernelFault, installed, options
@@ -43,6 +50,7 @@ def code_checks(backend: MetalBackend) -> None:
         check_encode(backend, codec, x)
         check_ties(backend, codec)
     check_reconstruct(backend, scene, 1, 1, 2)
+    check_columns(backend, scene, 1, 100)
 
 
 MUTANTS: list[tuple[Mutant, Callable[[MetalBackend], None]]] = [

@@ -18,10 +18,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.backends.base import NewVectors
 from quant_core.backends.kernel_source import manifest
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.trial import make_trial, standard_cases
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
+from quant_core.prefill import plan_columns
 from tests.kernels.checks import variant
 from tests.kernels.scene import make_scene
 from tests.msl_on_cpu.kernel import capture
@@ -93,6 +95,13 @@ def _encode_and_reconstruct(backend: MetalBackend, scene: Any) -> None:
         backend.vq_encode(mx.zeros((codec.num_kv_heads, 64, codec.spec.head_dim), mx.float16), codec)
     row = int(np.argmax(scene.codes.num_pages))
     backend.vq_reconstruct(scene.codes, row, 0, scene.codes.num_pages[row], scene.codec)
+    g, heads = scene.geometry, scene.codec.num_kv_heads
+    plan = plan_columns(g.positions[row], 1, g.window)
+    first = min(scene.codes.num_pages[row], plan.num_coded)
+    parts = [(mx.zeros((heads, 1, c.spec.head_dim), mx.float16), mx.zeros((heads, 0, c.spec.code_bytes), mx.uint8))
+             for c in (scene.codec.keys, scene.codec.values)]  # fmt: skip
+    new = NewVectors(parts[0][0], parts[1][0], first, parts[0][1], parts[1][1])
+    backend.vq_columns(scene.codes, row, plan, scene.rings, new, scene.codec, g.window)
 
 
 def _key_path(backend: MetalBackend, dtype: mx.Dtype) -> None:
