@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -23,27 +23,40 @@ def by_name(text: str) -> str:
     MLX copies and hashes a kernel's whole source at every launch (tens of microseconds for our longest); NVRTC reads
     the file once, when it compiles.
     """
-    folder = Path.home() / ".cache" / "vecinfer" / "cuda"
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cuh"
     try:
+        folder = Path.home() / ".cache" / "vecinfer" / "cuda"
+        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cuh"
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             draft = path.with_suffix(f".{os.getpid()}")
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)
-    except OSError:
+    except (OSError, RuntimeError):  # no home
         return text
     return f'#include "{path}"\n'
 
 
 def build(k: KernelSource) -> Launcher:
     """MLX's kernel object; compiled by NVRTC when first launched."""
+    plain = _build(k, "")
+    if k.name != "vq_attention_partial":
+        return plain
+    # Two blocks fit a multiprocessor if a thread keeps to 128 registers, which it can with up to four queries.
+    two_blocks = _build(k, "#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__(256, 2)\n")
+
+    def launch(**arguments: Any) -> list[mx.array]:
+        return (two_blocks if dict(arguments["template"])["NQ"] <= 4 else plain)(**arguments)
+
+    return launch
+
+
+def _build(k: KernelSource, prefix: str) -> Launcher:
     built = mx.fast.cuda_kernel(
         name=k.name,
         input_names=list(k.inputs),
         output_names=list(k.outputs),
         source=k.source,
-        header=by_name(k.header),
+        header=by_name(prefix + k.header),
     )
     return cast(Launcher, built)
 

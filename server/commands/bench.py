@@ -44,7 +44,7 @@ def attention(
 
     Example: vecinfer bench attention --shapes 1x196608,8x32768 --bits 2/2 --json attention.json
     """
-    _use_fast_blas()
+    _prepare_device()
     from server.bench import attention as bench
 
     if plot is not None:
@@ -84,7 +84,7 @@ def encode(
 
     Example: vecinfer bench encode --bits 2 --tokens 64
     """
-    _use_fast_blas()
+    _prepare_device()
     from server.bench import encode as bench
     from server.bench.attention import Geometry
 
@@ -119,7 +119,7 @@ def decode(
 
     Example: vecinfer bench decode --contexts 32768 --batches 1,8 --json decode.json
     """
-    _use_fast_blas()
+    _prepare_device()
     from server.bench import decode as bench
     from server.bench.model import SHAPES, random_model
 
@@ -147,7 +147,7 @@ def prefill(
 
     Example: vecinfer bench prefill --contexts 8192
     """
-    _use_fast_blas()
+    _prepare_device()
     from server.bench import decode as bench
     from server.bench.model import SHAPES, random_model
 
@@ -160,11 +160,11 @@ def prefill(
     _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out, plot)
 
 
-def _use_fast_blas() -> None:
-    """As the server does on a Linux CPU."""
-    from server.model.blas import ensure_fast_blas
+def _prepare_device() -> None:
+    """As the server does."""
+    from server.model.device import prepare_device
 
-    ensure_fast_blas(lambda line: Console(stderr=True).print(line, highlight=False, markup=False))
+    prepare_device(lambda line: Console(stderr=True).print(line, highlight=False, markup=False))
 
 
 def _print_model_rows(rows: Iterable[Measurement], out: Path | None, plot: Path | None) -> None:

@@ -223,9 +223,9 @@ def _calibrate_here(
     request: Request, config_file: Path | None, model: str | None, data_dir: Path | None, errors: Console
 ) -> Outcome:
     """Load the model in this process, calibrate and store."""
-    from server.model.blas import ensure_fast_blas
+    from server.model.device import prepare_device
 
-    ensure_fast_blas(lambda line: errors.print(line, highlight=False, markup=False))
+    prepare_device(lambda line: errors.print(line, highlight=False, markup=False))
     from quant_core.calibrate.report import GateError
     from server.calibration.local import calibrate_local  # imports MLX: seconds
     from server.config import load_config, override

@@ -41,10 +41,10 @@ def doctor(
     Example: vecinfer doctor --model demo
     """
     from server.commands.progress import report_progress
-    from server.model.blas import ensure_fast_blas
+    from server.model.device import prepare_device
 
     errors = Console(stderr=True, soft_wrap=True)
-    ensure_fast_blas(lambda line: errors.print(line, highlight=False, markup=False))
+    prepare_device(lambda line: errors.print(line, highlight=False, markup=False))
     from server.config import ServerConfig, override
     from server.examination import examine  # imports MLX: seconds
 

@@ -70,10 +70,10 @@ def evaluate(
 
     Example: vecinfer eval --model demo --text book.txt --windows 2 --bits 2 --json report.json --plots plots
     """
-    from server.model.blas import ensure_fast_blas
+    from server.model.device import prepare_device
 
     console = Console(stderr=True)
-    ensure_fast_blas(lambda line: console.print(line, highlight=False, markup=False))
+    prepare_device(lambda line: console.print(line, highlight=False, markup=False))
     from quant_core.evaluation.methods import parse_bits
     from server.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
 

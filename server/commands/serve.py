@@ -88,11 +88,11 @@ def serve(
 
 def start(config: ServerConfig) -> None:
     """Check what can be checked at once, then run the server until it is stopped."""
-    from server.model.blas import ensure_fast_blas
+    from server.model.device import prepare_device
 
     console = Console(stderr=True, soft_wrap=True)
     check_port(config.http.host, config.http.port)
-    ensure_fast_blas(lambda line: console.print(line, highlight=False, markup=False))
+    prepare_device(lambda line: console.print(line, highlight=False, markup=False))
     from server.app_main import run  # imports MLX, FastAPI and mlx-lm: seconds
 
     run(config)

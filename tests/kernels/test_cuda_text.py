@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from quant_core.backends import launch
+from quant_core.backends.cuda import build, by_name
 from quant_core.backends.decode_plan import choose_shape
-from quant_core.backends.kernel_source import manifest
+from quant_core.backends.kernel_source import load_kernel, manifest
 from tests.kernels.checks import variant
 from tests.kernels.cuda_text import compile_log, cuda_source, toolchain
 from tests.kernels.scene import make_codec
@@ -59,3 +61,35 @@ def test_cuda_text_compiles(index: int) -> None:
     for name, source in sources(index).items():
         log = compile_log(source)
         assert log is None, f"{name}, variant {ROWS[index]}:\n{log}"
+
+
+def test_the_header_is_read_from_a_file_that_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    line = by_name("int a;\n")
+    path = Path(line.removeprefix('#include "').removesuffix('"\n'))
+    assert path.read_text() == "int a;\n" and path.is_relative_to(tmp_path)
+    path.write_text("half written")
+    assert by_name("int a;\n") == line and path.read_text() == "int a;\n"
+    assert by_name("int b;\n") != line
+
+
+def test_the_header_is_inlined_where_no_file_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".cache").write_text("a file")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert by_name("int a;\n") == "int a;\n"
+
+
+@pytest.mark.parametrize(("num_queries", "bounded"), [(1, True), (4, True), (5, False), (16, False)])
+def test_registers_are_bounded_where_few_queries_let_them(
+    num_queries: int, bounded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+
+    def cuda_kernel(header: str, **_: Any) -> Any:
+        return lambda **arguments: launched.append(header)
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(mx.fast, "cuda_kernel", cuda_kernel)
+    build(load_kernel("vq_attention_partial", "cuda"))(template=[("NQ", num_queries)])
+    text = Path(launched[0].removeprefix('#include "').removesuffix('"\n')).read_text()
+    assert ("__launch_bounds__(256, 2)" in text) == bounded

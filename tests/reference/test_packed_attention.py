@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from quant_core import code_space
+from quant_core.backends.base import RingArrays
+from quant_core.backends.reference import land
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec import ModelCodec
@@ -161,3 +163,16 @@ def test_vectors_of_a_fused_prefill_are_those_of_code_space(case: int, start: in
     for a, b in zip(got, want, strict=True):
         error = float(mx.linalg.norm(a.astype(mx.float32) - b) / mx.linalg.norm(b))
         assert error < 1e-3, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("start", [4, 100, 152, 304])
+def test_a_chunk_longer_than_the_ring_lands_as_a_shorter_one(start: int) -> None:
+    window = WindowSpec()
+    rings = RingArrays(*(mx.zeros((1, 2, n, 8), mx.float16) for n in (window.ring_slots,) * 2 + (4, 4)))
+    keys, values = (mx.random.normal((1, 2, 300, 8), key=mx.random.key(i)).astype(mx.float16) for i in (0, 1))
+    at_once = land(keys, values, (start,), (300,), rings, window)
+    for first in range(0, 300, 50):
+        span = slice(first, first + 50)
+        rings = land(keys[:, :, span], values[:, :, span], (start + first,), (50,), rings, window)
+    assert mx.array_equal(at_once.ring_keys, rings.ring_keys)
+    assert mx.array_equal(at_once.ring_values, rings.ring_values)
