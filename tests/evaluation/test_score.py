@@ -8,6 +8,7 @@ import pytest
 from quant_core.errors import CodecError, SpecError
 from quant_core.evaluation.methods import METHODS, make_methods
 from quant_core.evaluation.methods.base import FitText
+from quant_core.evaluation.methods.packed import PackedMethod
 from quant_core.evaluation.score import Result, ScoreOptions, chunks, score
 from quant_core.spec import WindowSpec
 from tests.helpers.generators import run
@@ -44,6 +45,17 @@ def results() -> list[Result]:
     for method in methods:
         run(method.prepare(text))
     return run(score(model, methods, {"a": _windows(2, 2, 256), "b": _windows(3, 1, 256)}, WINDOW, OPTIONS))
+
+
+def test_methods_that_differ_in_the_window_only_share_a_fit() -> None:
+    text = FitText(build_tiny_model("llama"), _windows(1, 4, 192), WINDOW, codebooks_per_head=1, slice_tokens=96)
+    methods = [m for m in make_methods(["auto:2@16", "auto:2@32", "auto:1@16"], []) if isinstance(m, PackedMethod)]
+    for method in methods:
+        run(method.prepare(text))
+    narrow, wide, coarse = (m.codec for m in methods)
+    assert narrow is not None and wide is not None and coarse is not None
+    assert narrow.layers == wide.layers and narrow.layers != coarse.layers
+    assert (narrow.window.window, wide.window.window) == (16, 32)
 
 
 def test_rows_have_the_documented_fields(results: list[Result]) -> None:

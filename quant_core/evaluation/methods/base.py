@@ -10,6 +10,7 @@ from quant_core.cache.store import Caches
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.layers import LayerGeometry, packable_layers
 from quant_core.calibrate.presets import preset
+from quant_core.codec import LayerCodec
 from quant_core.spec import WindowSpec
 
 
@@ -25,6 +26,7 @@ class FitText:
         seed: of sampling and k-means.
         slice_tokens: tokens read at a time.
         gradient_tokens: tokens that are also read backwards; None: as the default preset.
+        fitted: layers by how they were fitted; methods that differ in the exact window only share them.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class FitText:
     seed: int = 0
     slice_tokens: int = 512
     gradient_tokens: int | None = None
+    fitted: dict[tuple[object, ...], dict[int, LayerCodec]] = field(default_factory=dict)
     _samples: dict[bool, dict[int, LayerSamples]] = field(default_factory=dict)
 
     def samples(self, position_blind: bool) -> Generator[float, None, dict[int, LayerSamples]]:

@@ -10,6 +10,7 @@ from quant_core.backends.base import KernelBackend
 from quant_core.cache.packed_store import build_caches
 from quant_core.cache.store import Caches
 from quant_core.calibrate.allocate import Allocation, measured_specs
+from quant_core.calibrate.collect import LayerSamples
 from quant_core.calibrate.fit import TransformName, fit_layer
 from quant_core.calibrate.layers import LayerGeometry
 from quant_core.codec import LayerCodec, ModelCodec
@@ -72,6 +73,16 @@ class PackedMethod:
                 break
         if not samples:
             raise CodecError("no layer of this model can be packed")
+        way = (self._transform, *self._bits, self._position_blind, self._allocation)
+        if way not in text.fitted:
+            text.fitted[way] = yield from self._fit(text, samples)
+        layers = text.fitted[way]
+        spec = text.window if self.window is None else replace(text.window, window=self.window)
+        self.codec = ModelCodec(f"{self.name}-{self._bits[0]}-{self._bits[1]}", layers, spec)
+        self.window = spec.window
+        self.table_bytes = self.codec.nbytes
+
+    def _fit(self, text: FitText, samples: dict[int, LayerSamples]) -> Generator[float, None, dict[int, LayerCodec]]:
         specs = {i: self._specs(layer.geometry, text.codebooks_per_head) for i, layer in samples.items()}
         if self._allocation == "measured":
             sharing = measured_specs(samples, specs, self._transform, text.codebooks_per_head, text.seed)
@@ -92,10 +103,7 @@ class PackedMethod:
                 except StopIteration as end:
                     layers[index] = end.value.codec
                     break
-        spec = text.window if self.window is None else replace(text.window, window=self.window)
-        self.codec = ModelCodec(f"{self.name}-{self._bits[0]}-{self._bits[1]}", layers, spec)
-        self.window = spec.window
-        self.table_bytes = self.codec.nbytes
+        return layers
 
     def new_caches(self, model: Any) -> Caches:
         """Packed caches with a growing pool of their own."""
