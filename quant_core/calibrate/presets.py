@@ -32,7 +32,7 @@ _GPU: dict[PresetName, Preset] = {
 # Reading backwards takes 50 ms a token there in short windows, ten times that behind 1,000 others.
 _CPU: dict[PresetName, Preset] = {
     "default": Preset(num_samples=8, sample_len=512, gradient_tokens=512),
-    "thorough": Preset(num_samples=48, sample_len=512, gradient_tokens=1024),
+    "thorough": Preset(num_samples=48, sample_len=512, gradient_tokens=6144),
 }
 
 
