@@ -156,6 +156,11 @@ def user_data_dir(config: ServerConfig) -> Path:
     return Path(home) if home else Path.home() / ".cache" / "vecinfer"
 
 
+def default_environment(name: str, value: str) -> None:
+    """Set a variable that a library of this process reads, unless it is given."""
+    os.environ.setdefault(name, value)
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process, or for this one started again: ours with `changes`."""
     return {**os.environ, **changes}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -18,7 +15,7 @@ from quant_core.calibrate.trial import HeadSamples, columns_of, into, trial_cost
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import CodecError
 from quant_core.kmeans import kmeans
-from quant_core.spec import NUM_CENTROIDS, Section, VQSpec
+from quant_core.spec import NUM_CENTROIDS, VQSpec
 from quant_core.transform import Moments, Transform, learned, smooth_hadamard
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -29,8 +26,6 @@ Kind = Literal["keys", "values"]
 MAX_POINTS = 24_576
 # Heads whose trial fits stand for a layer when bits are shared out.
 TRIAL_HEADS = 4
-# Tables of a head that are fitted at once.
-MAX_THREADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +139,8 @@ def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]
     """Per section `[G, 256, d]` float32 of one head's transformed samples `[n, D]` with weights `[n]`."""
     sections = []
     for s, section in enumerate(spec.sections):
-
-        def table(g: int, section: Section = section, s: int = s) -> Array:
+        tables = []
+        for g in range(section.num_codebooks):
             rng = np.random.default_rng((*seed, s, g))
             columns, dim = columns_of(section, g), section.subvec_dim
             per_token = (columns.stop - columns.start) // dim
@@ -153,17 +148,10 @@ def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]
             points = np.ascontiguousarray(x_in[rows, columns]).reshape(-1, dim)
             of_points = np.repeat(weights[rows], per_token)
             equal = bool((of_points == of_points[0]).all())
-            return kmeans(points, NUM_CENTROIDS, rng, None if equal else of_points)
-
-        # Each table has its own seed, so threads change nothing but the time; NumPy computes without Python's lock.
-        sections.append(np.stack(list(_threads().map(table, range(section.num_codebooks)))))
-        yield
+            tables.append(kmeans(points, NUM_CENTROIDS, rng, None if equal else of_points))
+            yield
+        sections.append(np.stack(tables))
     return sections
-
-
-@lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="fit")
 
 
 def _assemble(spec: VQSpec, heads: list[tuple[Array, Transform, list[Array]]]) -> VectorCodec:

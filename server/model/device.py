@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+from server.config import default_environment
 from server.model import blas
 
 # More than any device has: operations are then submitted by their number alone.
@@ -24,4 +24,4 @@ def prepare_device(say: Callable[[str], None]) -> None:
     import mlx.core as mx  # slow to import, and not needed where the process restarts
 
     if mx.cuda.is_available():
-        os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", str(_NO_LIMIT_MB))
+        default_environment("MLX_MAX_MB_PER_BUFFER", str(_NO_LIMIT_MB))
