@@ -2,6 +2,8 @@
 //
 // Score pass: lane (g, t) = (lane / 4, lane % 4) owns the t-th quarter of the sub-vectors of every 8th token; the four
 // partial scores of a token are then added so that each lane keeps TPL tokens. Value pass: a lane owns sub-vectors.
+// Queries lie in that order too (launch.py: query_order): sub-vector t * key_run + i at place i * key_lanes + t, so that
+// the lanes of a simdgroup read neighbours.
 
 // The token of the tile, 0 ... 32 TPL - 1, whose score this lane keeps at index u.
 template <int TPL>
@@ -81,7 +83,7 @@ METAL_FUNC void score_codes(const device uchar* section, const device float* que
       const int j = t * RUN + i + p;
       const uint table = table_bytes<d, IS_SHARED>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
       float q[NQ * d];
-      load_queries<NQ, DIM, d>(queries, j * d, q);
+      load_queries<NQ, DIM, d>(queries, ((i + p) * key_lanes(M) + t) * d, q);
       for (int w = 0; w < TPL; ++w) {
 #pragma unroll
         for (int o = 0; o < 4; ++o) {
@@ -112,18 +114,18 @@ METAL_FUNC void share_scores(int lane, thread float* score) {
   }
 }
 
-// score[n] += <query n, one exact key>.
-template <int NQ, int DIM>
+// score[n] += <query n, one exact key>, a section's channels.
+template <int NQ, int DIM, int M, int d>
 METAL_FUNC void score_exact(const device half* key, const device float* queries, thread float* score) {
 #pragma unroll 1
-  for (int i = 0; i < DIM; i += 4) {
-    float q[NQ * 4];
-    load_queries<NQ, DIM, 4>(queries, i, q);
-    float c[4];
-    load_device<4>(key + i, c);
+  for (int j = 0; j < M; ++j) {
+    float q[NQ * d];
+    load_queries<NQ, DIM, d>(queries, (j % key_run(M) * key_lanes(M) + j / key_run(M)) * d, q);
+    float c[d];
+    load_device<d>(key + j * d, c);
     for (int n = 0; n < NQ; ++n) {
-      for (int k = 0; k < 4; ++k) {
-        score[n] += q[n * 4 + k] * c[k];
+      for (int k = 0; k < d; ++k) {
+        score[n] += q[n * d + k] * c[k];
       }
     }
   }

@@ -2,7 +2,8 @@
 //
 // What       s_t = <q~_b, k~_t> + mean_b, o~ = sum_t exp2(s_t - max) v~_t, over code pages, sinks and ring slots
 //            (reference.py: vq_attention). queries and mean_scores come times scale * log2(e), so exp2 is used.
-// Inputs     queries [Hkv, R, D] f32, mean_scores [Hkv, R] f32: R = one row per (batch row, bucket, query)
+// Inputs     queries [Hkv, R, D] f32, mean_scores [Hkv, R] f32: R = one row per (batch row, bucket, query),
+//            channels in attention.h's order
 //            pool [slabs, slab_bytes] u8, page_table [B, max_pages] i32
 //            key_tables, value_tables [Hkv, entries] f16: sections one after another, each [G, 256, d]
 //            ring_keys, ring_values [B, Hkv, RING, D] f16, sink_keys, sink_values [B, Hkv, S, D] f16 (S 0: unread)
@@ -152,7 +153,11 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
         const int token = base + first + kept_token<TPL>(lane, u);
         const device half* key =
             token < num_sinks ? sink_key + token * K_DIM : ring_key + token % ring_slots * K_DIM;
-        score_exact<NQ, K_DIM>(key, unit_queries, score + u * NQ);
+        score_exact<NQ, K_DIM, K_M0, K_D0>(key, unit_queries, score + u * NQ);
+        if (K_M1) {
+          score_exact<NQ, K_DIM, K_M1 ? K_M1 : 8, K_D1>(
+              key + K_M0 * K_D0, unit_queries + K_M0 * K_D0, score + u * NQ);
+        }
       }
     }
     // 5. masks, only where some query does not see some token

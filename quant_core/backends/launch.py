@@ -46,9 +46,27 @@ def flat_tables(codec: VectorCodec) -> mx.array:
     return flat
 
 
+def query_order(spec: VQSpec) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """`[D]`: the channel at each place of a query, as attention.h reads them.
+
+    Lanes t = 0 ... 3 (fewer where the sub-vectors do not divide) take a run of a section's sub-vectors each; place
+    i * lanes + t holds sub-vector t * run + i.
+    """
+    order = []
+    for section in spec.sections:
+        lanes = math.gcd(section.num_subvecs, 4)
+        run = section.num_subvecs // lanes
+        channels = section.channel_start + np.arange(section.num_channels)
+        order.append(channels.reshape(lanes, run, section.subvec_dim).swapaxes(0, 1).reshape(-1))
+    return np.concatenate(order)
+
+
 @lru_cache(maxsize=512)
-def _transposed_inverse(codec: VectorCodec) -> mx.array:
-    return codec.inverse.swapaxes(-1, -2)
+def _query_inverse(codec: VectorCodec) -> mx.array:
+    """The keys' inverse, transposed, its columns in `query_order`."""
+    inverse = mx.contiguous(codec.inverse[:, mx.array(query_order(codec.spec))].swapaxes(-1, -2))
+    mx.eval(inverse)
+    return inverse
 
 
 @lru_cache(maxsize=1)
@@ -231,7 +249,7 @@ def attention(
         output_shapes=[(heads, plan.num_entries * n, dim), (heads, plan.num_entries * n)],
         output_dtypes=[mx.float32, mx.float32],
     )  # fmt: skip
-    code_queries = rotated @ _transposed_inverse(codec.keys)
+    code_queries = rotated @ _query_inverse(codec.keys)
     value_dim = codec.values.spec.head_dim
     partials = kernels("vq_attention_partial")(
         inputs=[

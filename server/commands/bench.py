@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -65,8 +65,7 @@ def attention(
             f"{row.copy_share:8.1%} {row.ratio:7.2f}",
             highlight=False,
         )
-    if out is not None:
-        out.write_text(json.dumps(bench.report(rows, geometry, backend), indent=1) + "\n", encoding="utf-8")
+        _write(out, bench.report(rows, geometry, backend))
     if plot is not None:
         from server.bench.plots import save_attention_plot
 
@@ -99,8 +98,7 @@ def encode(
             f"{row.ratio:12.2f}",
             highlight=False,
         )
-    if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        _write(out, found)
 
 
 def decode(
@@ -160,6 +158,12 @@ def prefill(
     _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out, plot)
 
 
+def _write(out: Path | None, found: Any) -> None:
+    """The figures so far: a long run that is cut short keeps them."""
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def _prepare_device() -> None:
     """As the server does."""
     from server.model.device import prepare_device
@@ -168,7 +172,7 @@ def _prepare_device() -> None:
 
 
 def _print_model_rows(rows: Iterable[Measurement], out: Path | None, plot: Path | None) -> None:
-    """One line per row as it is measured; all of them as JSON, and drawn, in the end."""
+    """One line per row as it is measured, with the JSON so far; all of them drawn in the end."""
     console, found = Console(), []
     console.print(
         f"{'phase':>8} {'method':>8} {'batch':>5} {'context':>8} {'tokens/s':>9} {'KV MiB':>8} {'peak MiB':>9} "
@@ -182,8 +186,7 @@ def _print_model_rows(rows: Iterable[Measurement], out: Path | None, plot: Path 
             figures = f"{row.tokens_per_s:9.1f} {(row.kv_bytes or 0) / 2**20:8.0f} {(row.peak_bytes or 0) / 2**20:9.0f}"
             figures += f" {row.flush_share or 0:6.1%}"
         console.print(f"{row.phase:>8} {row.method:>8} {row.batch:5} {row.context:8} {figures}", highlight=False)
-    if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        _write(out, found)
     if plot is not None:
         from server.bench.plots import save_model_plot
 
