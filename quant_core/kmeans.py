@@ -37,11 +37,7 @@ def kmeans(
     Raises:
         CodecError: no points, or NaN or infinite ones.
     """
-    x = np.ascontiguousarray(points, np.float32)
-    if x.ndim != 2 or len(x) == 0:
-        raise CodecError(f"k-means needs points [N, d] with N > 0, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise CodecError("k-means was given NaN or infinite points; the model's activations overflow")
+    x = checked(points)
     order = rng.permutation(len(x))
     x = x[order]
     w = None if weights is None else np.asarray(weights, np.float32)[order]
@@ -52,6 +48,16 @@ def kmeans(
     for _ in range(iterations[1]):
         centroids = _lloyd(x, w, centroids)
     return centroids
+
+
+def checked(points: Points) -> Points:
+    """The points as float32; raises CodecError for what no k-means can start from."""
+    x = np.ascontiguousarray(points, np.float32)
+    if x.ndim != 2 or len(x) == 0:
+        raise CodecError(f"k-means needs points [N, d] with N > 0, got {x.shape}")
+    if not np.isfinite(x).all():
+        raise CodecError("k-means was given NaN or infinite points; the model's activations overflow")
+    return x
 
 
 def nearest(points: Points, centroids: Points) -> Index:

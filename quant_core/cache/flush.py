@@ -38,9 +38,10 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
     work = [(row, _places(row)) for row in rows]
     work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
     with mx.stream(generation_stream):
-        mx.synchronize(generation_stream)
+        # Encoded behind the step that is under way; the writes must find nothing under way.
         contents = _page_contents(work, arena, backend)
         mx.eval(contents)
+        mx.synchronize(generation_stream)
         return _write(work, contents, arena)
 
 
@@ -91,18 +92,77 @@ def _is_due(row: Row, ahead: int) -> bool:
     return bool(first.cache.layer.window.num_code_pages(length + ahead - 1) > len(row.pages))
 
 
+@dataclass(frozen=True, eq=False)
+class _Alike:
+    """Rows of one batch whose due pages are equally many and all in their rings: encoded together.
+
+    Attributes:
+        members: which of the work's rows.
+        slots: `[R, 64 n]` int32, where each row's due tokens lie in its ring.
+    """
+
+    members: list[int]
+    slots: mx.array
+
+
 def _page_contents(
     work: Sequence[tuple[Row, dict[int, _Place]]], arena: Arena, backend: KernelBackend
 ) -> list[mx.array]:
     """Per row, its unwritten complete pages `[n, page_bytes]` uint8."""
-    spans = [(len(row.pages), _num_complete(places)) for row, places in work]
-    parts: list[list[mx.array]] = [[] for _ in work]
-    for index in arena.layout.layers:
-        for part, (_, places), (first, end) in zip(parts, work, spans, strict=True):
-            if index not in places:
-                raise PoolError(f"layer {index} of a row is gone while its pages are due")
-            part.append(_layer_pages(places[index], first, end, backend))
-    return [mx.concatenate(part, axis=1) for part in parts]
+    layers = list(arena.layout.layers)
+    for _, places in work:
+        gone = [index for index in layers if index not in places]
+        if gone:
+            raise PoolError(f"layer {gone[0]} of a row is gone while its pages are due")
+    contents: list[mx.array] = [mx.zeros((0,))] * len(work)
+    groups, others = _alike(work, layers)
+    for group in groups:
+        together = [
+            _pages_together([work[i][1][index] for i in group.members], group.slots, backend) for index in layers
+        ]
+        for i, pages in zip(group.members, mx.concatenate(together, axis=-1), strict=True):
+            contents[i] = pages
+    for i in others:
+        row, places = work[i]
+        first, end = len(row.pages), _num_complete(places)
+        contents[i] = mx.concatenate([_layer_pages(places[index], first, end, backend) for index in layers], axis=1)
+    return contents
+
+
+def _alike(work: Sequence[tuple[Row, dict[int, _Place]]], layers: Sequence[int]) -> tuple[list[_Alike], list[int]]:
+    """Rows that can be encoded together, and those that cannot because codes of theirs are pending."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    others = []
+    for i, (row, places) in enumerate(work):
+        if _has_pending(places):
+            others.append(i)
+            continue
+        key = (_num_complete(places) - len(row.pages), *(id(places[index].cache) for index in layers))
+        groups.setdefault(key, []).append(i)
+    found = []
+    for (num_pages, *_), members in groups.items():
+        ring_slots = work[members[0]][1][layers[0]].cache.layer.window.ring_slots
+        firsts = np.array([len(work[i][0].pages) for i in members]) * PAGE_SIZE
+        slots = (firsts[:, None] + np.arange(num_pages * PAGE_SIZE)) % ring_slots
+        found.append(_Alike(members, mx.array(slots.astype(np.int32))))
+    return found, others
+
+
+def _pages_together(places: Sequence[_Place], slots: mx.array, backend: KernelBackend) -> mx.array:
+    """One layer's part of the due pages of rows of one batch: `[R, n, layer bytes]` uint8."""
+    cache, codec = places[0].cache, places[0].cache.layer.codec
+    picked = [p.row for p in places]
+    blocks = []
+    kinds: tuple[BlockKind, BlockKind] = ("keys", "values")
+    rings = (cache.rings.ring_keys, cache.rings.ring_values)
+    for kind, ring, vectors in zip(kinds, rings, (codec.keys, codec.values), strict=True):
+        rows = ring if picked == list(range(ring.shape[0])) else ring[mx.array(picked)]
+        codes = backend.vq_encode(mx.take_along_axis(rows, slots[:, None, :, None], axis=2), vectors)
+        num_rows, heads, tokens, width = codes.shape
+        packed = pack_block(codes.reshape(-1, PAGE_SIZE, width), vectors.spec, kind)
+        blocks.append(packed.reshape(num_rows, heads, tokens // PAGE_SIZE, -1).swapaxes(1, 2))
+    joined = mx.concatenate(blocks, axis=-1)
+    return joined.reshape(*joined.shape[:2], -1)
 
 
 def _layer_pages(place: _Place, first: int, end: int, backend: KernelBackend) -> mx.array:

@@ -11,11 +11,11 @@ import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples
 from quant_core.calibrate.sensitivity import token_weights
+from quant_core.calibrate.tables import TablePoints, fit_tables
 from quant_core.calibrate.trial import HeadSamples, columns_of, into, trial_cost
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import CodecError
-from quant_core.kmeans import kmeans
-from quant_core.spec import NUM_CENTROIDS, VQSpec
+from quant_core.spec import VQSpec
 from quant_core.transform import Moments, Transform, learned, smooth_hadamard
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -139,7 +139,7 @@ def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]
     """Per section `[G, 256, d]` float32 of one head's transformed samples `[n, D]` with weights `[n]`."""
     sections = []
     for s, section in enumerate(spec.sections):
-        tables = []
+        wanted = []
         for g in range(section.num_codebooks):
             rng = np.random.default_rng((*seed, s, g))
             columns, dim = columns_of(section, g), section.subvec_dim
@@ -148,8 +148,8 @@ def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]
             points = np.ascontiguousarray(x_in[rows, columns]).reshape(-1, dim)
             of_points = np.repeat(weights[rows], per_token)
             equal = bool((of_points == of_points[0]).all())
-            tables.append(kmeans(points, NUM_CENTROIDS, rng, None if equal else of_points))
-            yield
+            wanted.append(TablePoints(points, None if equal else of_points, rng))
+        tables = yield from fit_tables(wanted)
         sections.append(np.stack(tables))
     return sections
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from quant_core.kmeans import kmeans, nearest
-from quant_core.spec import NUM_CENTROIDS, Section, VQSpec
+from quant_core.calibrate.tables import TablePoints, all_at_once, fit_tables
+from quant_core.kmeans import nearest
+from quant_core.spec import Section, VQSpec
 from quant_core.transform import Moments, Transform
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,6 +71,7 @@ def into(head: HeadSamples, t: Transform) -> Array:
 
 def _errors(train: Array, test: Array, spec: VQSpec, seed: tuple[int, ...]) -> Array:
     error = np.empty_like(test)
+    wanted, parts = [], []
     for s, section in enumerate(spec.sections):
         for g in range(section.num_codebooks):
             rng = np.random.default_rng((*seed, s, g))
@@ -77,7 +79,9 @@ def _errors(train: Array, test: Array, spec: VQSpec, seed: tuple[int, ...]) -> A
             num_tokens = -(-TRIAL_POINTS * section.subvec_dim // (columns.stop - columns.start))
             rows = train if len(train) <= num_tokens else train[np.sort(rng.permutation(len(train))[:num_tokens])]
             points = np.ascontiguousarray(rows[:, columns]).reshape(-1, section.subvec_dim)
-            table = kmeans(points, NUM_CENTROIDS, rng, iterations=TRIAL_ITERATIONS)
-            part = test[:, columns].reshape(-1, section.subvec_dim)
-            error[:, columns] = (part - table[nearest(part, table)]).reshape(len(test), -1)
+            wanted.append(TablePoints(points, None, rng))
+            parts.append((columns, section.subvec_dim))
+    for (columns, dim), table in zip(parts, all_at_once(fit_tables(wanted, TRIAL_ITERATIONS)), strict=True):
+        part = test[:, columns].reshape(-1, dim)
+        error[:, columns] = (part - table[nearest(part, table)]).reshape(len(test), -1)
     return error

@@ -20,8 +20,8 @@ from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.spec import PAGE_SIZE
 from server.bench.model import ModelShape, random_codec
 
-WARM_UP_STEPS = 8
-# A page fills in so many: each row is flushed once.
+# A page fills in so many: each row is flushed once, in the warm-up too, which compiles what that needs.
+WARM_UP_STEPS = PAGE_SIZE
 NUM_STEPS = PAGE_SIZE
 PREFILL_CHUNK = 512
 # A plain cache that leaves less than this of the device for weights and work is not tried.
