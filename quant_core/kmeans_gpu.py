@@ -15,6 +15,8 @@ from quant_core.kmeans import COARSE_ITERATIONS, FINE_ITERATIONS, SEEDING_POINTS
 
 # Bytes of the largest array made: scores of points against centroids.
 _CHUNK_BYTES = 256 << 20
+# Points whose sums are one product.
+PIECE = 512
 
 
 def kmeans_many(
@@ -33,14 +35,15 @@ def kmeans_many(
     num_points = len(clean[0])
     orders = [rng.permutation(num_points) for rng in rngs]
     draws = np.stack([rng.random(num_centroids) for rng in rngs]).astype(np.float32)
-    x = mx.array(np.stack([p[order] for p, order in zip(clean, orders, strict=True)]))
-    if weights is None:
-        w = mx.ones(x.shape[:2])
-    else:
-        w = mx.array(np.stack([v[order] for v, order in zip(weights, orders, strict=True)]).astype(np.float32))
-    centroids = _seed(x[:, :SEEDING_POINTS], w[:, :SEEDING_POINTS], mx.array(draws))
+    # Points without weight fill the last piece.
+    filler = -num_points % PIECE
+    x = mx.array(np.pad(np.stack([p[o] for p, o in zip(clean, orders, strict=True)]), [(0, 0), (0, filler), (0, 0)]))
+    mass = weights if weights is not None else [np.ones(num_points, np.float32)] * len(clean)
+    w = mx.array(np.pad(np.stack([m[o] for m, o in zip(mass, orders, strict=True)]), [(0, 0), (0, filler)]))
+    seeding = min(SEEDING_POINTS, num_points)
+    centroids = _seed(x[:, :seeding], w[:, :seeding], mx.array(draws))
     coarse = max(num_points // 4, min(num_points, 2 * SEEDING_POINTS))
-    for count, rounds in ((coarse, iterations[0]), (num_points, iterations[1])):
+    for count, rounds in ((-(-coarse // PIECE) * PIECE, iterations[0]), (num_points + filler, iterations[1])):
         for _ in range(rounds):
             centroids = _lloyd(x[:, :count], w[:, :count], centroids)
     return list(np.array(centroids))
@@ -53,35 +56,45 @@ def _seed(x: mx.array, w: mx.array, draws: mx.array) -> mx.array:
     chosen = mx.take_along_axis(x, at[..., None], axis=1)
     picked, distance = [chosen], ((x - chosen) ** 2).sum(-1)
     for c in range(1, draws.shape[1]):
-        cumulative = mx.cumsum(distance * w, axis=1)
-        total = cumulative[:, -1:]
-        at = (cumulative <= draws[:, c : c + 1] * total).sum(1, keepdims=True)
         # All distances zero: fewer distinct points than centroids, any point will do.
-        at = mx.minimum(mx.where(total > 0, at, c), num_points - 1)
-        chosen = mx.take_along_axis(x, at[..., None], axis=1)
+        chosen, distance = _next_seed(x, w, distance, draws[:, c : c + 1], mx.array(c % num_points))
         picked.append(chosen)
-        distance = mx.minimum(distance, ((x - chosen) ** 2).sum(-1))
         if c % 32 == 0:
             mx.eval(distance, chosen)
     return mx.concatenate(picked, axis=1)
 
 
+@mx.compile
+def _next_seed(
+    x: mx.array, w: mx.array, distance: mx.array, draw: mx.array, fallback: mx.array
+) -> tuple[mx.array, mx.array]:
+    """A point of each table drawn by its distance to the points chosen so far, and the distances with it."""
+    cumulative = mx.cumsum(distance * w, axis=1)
+    total = cumulative[:, -1:]
+    at = mx.where(total > 0, (cumulative <= draw * total).sum(1, keepdims=True), fallback)
+    chosen = mx.take_along_axis(x, mx.minimum(at, x.shape[1] - 1)[..., None], axis=1)
+    return chosen, mx.minimum(distance, ((x - chosen) ** 2).sum(-1))
+
+
 def _lloyd(x: mx.array, w: mx.array, centroids: mx.array) -> mx.array:
-    """One iteration for `x [P, n, d]`; empty clusters move to the worst points."""
-    num_tables, num_points, _ = x.shape
+    """One iteration for `x [P, n, d]`, n a multiple of PIECE; empty clusters move to the worst points."""
+    num_tables, num_points, dim = x.shape
     num = centroids.shape[1]
-    chunk = max(1, _CHUNK_BYTES // (4 * num * num_tables))
+    chunk = max(1, _CHUNK_BYTES // (4 * num * num_tables * PIECE)) * PIECE
     half_norms = 0.5 * (centroids**2).sum(-1)[:, None]
     sums: mx.array | None = None
     labels = []
     for start in range(0, num_points, chunk):
         part, mass = x[:, start : start + chunk], w[:, start : start + chunk, None]
         found = mx.argmax(part @ centroids.swapaxes(-1, -2) - half_norms, axis=-1)
-        hits = (found[..., None] == mx.arange(num)).astype(mx.float32)
-        more = hits.swapaxes(-1, -2) @ mx.concatenate([part * mass, mass], axis=-1)
+        # Piece by piece: one long product would keep few of a GPU's multiprocessors busy.
+        hits = (found[..., None] == mx.arange(num)).astype(mx.float32).reshape(num_tables, -1, PIECE, num)
+        moments = mx.concatenate([part * mass, mass], axis=-1).reshape(num_tables, -1, PIECE, dim + 1)
+        more = (hits.swapaxes(-1, -2) @ moments).sum(1)
         sums = more if sums is None else sums + more
         labels.append(found)
-        mx.eval(sums, found)
+        if num_points > chunk:
+            mx.eval(sums, found)
     assert sums is not None  # there are points
     filled = sums[..., -1] > 0
     moved = mx.where(filled[..., None], sums[..., :-1] / mx.where(filled, sums[..., -1], 1)[..., None], centroids)

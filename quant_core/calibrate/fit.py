@@ -16,6 +16,7 @@ from quant_core.calibrate.trial import HeadSamples, columns_of, into, trial_cost
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import CodecError
 from quant_core.spec import VQSpec
+from quant_core.table_grid import snap
 from quant_core.transform import Moments, Transform, learned, smooth_hadamard
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -106,17 +107,22 @@ def _fit_vectors(
             errors[name] = trial_cost(heads[0], transform_of(name, heads[0].moments, spec), spec, seed)
             yield
     best = min(names, key=errors.__getitem__)
-    fitted = []
+    moved, wanted = [], list[TablePoints]()
     for h in range(len(heads)):
         head, moments = heads[0], heads[0].moments
         t = transform_of(best, moments, spec)
         # Weighting pays for values (docs/decisions.md); for keys it is not measured.
         of_values = moments.query_moment is None
         weights = token_weights(head.squared) if of_values else np.ones(len(head.squared), np.float32)
-        tables = yield from _fit_tables(into(head, t), weights, spec, (*seed, h))
-        fitted.append((moments.mean + shift[h], t, tables))
+        wanted += _table_points(into(head, t), weights, spec, (*seed, h))
+        moved.append((moments.mean + shift[h], t))
         del heads[0]
         yield
+    tables = iter((yield from fit_tables(wanted)))
+    fitted = [
+        (mean, t, [np.stack([next(tables) for _ in range(s.num_codebooks)]) for s in spec.sections])
+        for mean, t in moved
+    ]
     return _assemble(spec, fitted), best
 
 
@@ -135,11 +141,10 @@ def transform_of(name: str, moments: Moments, spec: VQSpec) -> Transform:
     return smooth_hadamard(moments, smooth=moments.query_moment is not None)
 
 
-def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]) -> Generator[None, None, list[Array]]:
-    """Per section `[G, 256, d]` float32 of one head's transformed samples `[n, D]` with weights `[n]`."""
-    sections = []
+def _table_points(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]) -> list[TablePoints]:
+    """What one head's tables are fitted on, section by section: its transformed samples `[n, D]`."""
+    wanted = []
     for s, section in enumerate(spec.sections):
-        wanted = []
         for g in range(section.num_codebooks):
             rng = np.random.default_rng((*seed, s, g))
             columns, dim = columns_of(section, g), section.subvec_dim
@@ -149,13 +154,11 @@ def _fit_tables(x_in: Array, weights: Array, spec: VQSpec, seed: tuple[int, ...]
             of_points = np.repeat(weights[rows], per_token)
             equal = bool((of_points == of_points[0]).all())
             wanted.append(TablePoints(points, None if equal else of_points, rng))
-        tables = yield from fit_tables(wanted)
-        sections.append(np.stack(tables))
-    return sections
+    return wanted
 
 
 def _assemble(spec: VQSpec, heads: list[tuple[Array, Transform, list[Array]]]) -> VectorCodec:
-    """Arrays of all heads, rounded as they are used: T and T^-1 to float32, tables to float16."""
+    """Arrays of all heads, rounded as they are used: T and T^-1 to float32, tables to a grid that float16 holds."""
 
     def stacked(arrays: list[Array], dtype: mx.Dtype) -> mx.array:
         array = np.stack(arrays)
@@ -168,5 +171,5 @@ def _assemble(spec: VQSpec, heads: list[tuple[Array, Transform, list[Array]]]) -
         stacked([mean for mean, _, _ in heads], mx.float32),
         stacked([t.matrix for _, t, _ in heads], mx.float32),
         stacked([t.inverse for _, t, _ in heads], mx.float32),
-        tuple(stacked([tables[s] for _, _, tables in heads], mx.float16) for s in range(len(spec.sections))),
+        tuple(stacked([snap(tables[s]) for _, _, tables in heads], mx.float16) for s in range(len(spec.sections))),
     )

@@ -116,7 +116,7 @@ def test_several_tables_at_once_follow_weights_and_refuse_nan() -> None:
 def test_large_sets_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = [normal_points(5000)]
     whole = many(x, 64)[0]
-    monkeypatch.setattr(kmeans_gpu, "_CHUNK_BYTES", 4 * 64 * 700)
+    monkeypatch.setattr(kmeans_gpu, "_CHUNK_BYTES", 4 * 64 * 1100)
     assert np.allclose(many(x, 64)[0], whole, atol=1e-3)
 
 
