@@ -60,6 +60,7 @@ class EvaluationRequest:
     fit_windows: int | None
     fit_window_len: int | None
     gradient_tokens: int | None
+    tuning_tokens: int | None
     chunk_tokens: int
     decode_tokens: int
     retrieval: bool
@@ -76,6 +77,7 @@ class EvaluationRequest:
             self.fit_windows or base.num_samples,
             self.fit_window_len or base.sample_len,
             base.gradient_tokens if self.gradient_tokens is None else self.gradient_tokens,
+            base.tuning_tokens if self.tuning_tokens is None else self.tuning_tokens,
         )
 
     @property
@@ -102,7 +104,7 @@ def run_evaluation(request: EvaluationRequest, report: Report) -> dict[str, Any]
     fit_windows, sizes = _fit_windows(request, loaded, report), request.sizes
     fit = FitText(
         loaded.model, fit_windows, request.window, request.codebooks, request.seed, request.chunk_tokens,
-        sizes.gradient_tokens,
+        sizes.gradient_tokens, sizes.tuning_tokens,
     )  # fmt: skip
     for method in methods:
         title = f"{method.name} K{method.key_bits:g} V{method.value_bits:g}"
@@ -208,7 +210,8 @@ def _options(request: EvaluationRequest, num_fit_windows: int) -> dict[str, Any]
     sizes = request.sizes
     return {
         "windows": request.windows, "window_len": request.window_len, "fit_windows": num_fit_windows,
-        "fit_window_len": sizes.sample_len, "gradient_tokens": sizes.gradient_tokens, "preset": request.preset,
+        "fit_window_len": sizes.sample_len, "gradient_tokens": sizes.gradient_tokens,
+        "tuning_tokens": sizes.tuning_tokens, "preset": request.preset,
         "seed": request.seed, "chunk_tokens": request.chunk_tokens, "decode_tokens": request.decode_tokens,
         "texts": [p.name for p in request.texts], "fit_texts": [p.name for p in request.fit_texts] or "built-in",
     }  # fmt: skip

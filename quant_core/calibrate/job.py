@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from quant_core.calibrate.layers import LayerGeometry, survey_layers
 from quant_core.calibrate.presets import preset
 from quant_core.calibrate.progress import Clock, Progress
 from quant_core.calibrate.report import EvaluationReport, GateError, TextReport
+from quant_core.calibrate.tuning import TuningLoss, tune
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import CodecError
 from quant_core.spec import VQSpec, WindowSpec
@@ -40,6 +41,7 @@ MIN_FIT_TOKENS = 512
 MIN_DISTINCT_TOKENS = 32
 # Cost of a token of evaluation (two caches, with logits) over one of collection, and of fitting a layer, in tokens.
 _EVALUATE_COST = 3.0
+_TUNE_COST = 5.0
 _FIT_COST_TOKENS = 150.0
 
 
@@ -57,6 +59,7 @@ class CalibrationOptions:
         allocation: "measured" shares the same bytes out among layers, keys and values by what their errors cost;
             bits are then 1, 2 or 4. Needs gradients; "uniform" gives every layer the same.
         gradient_tokens: tokens that are also read backwards, to weigh the samples; None: as the default preset.
+        tuning_tokens: tokens read to tune the tables by the loss of the model's answers; 0: they are not.
     """
 
     key_bits: int = 2
@@ -68,6 +71,7 @@ class CalibrationOptions:
     max_kl: float = 0.25
     allocation: Allocation = "uniform"
     gradient_tokens: int | None = None
+    tuning_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,7 @@ def calibrate(
         reasons = "; ".join(sorted(set(survey.others.values()))) or "it has none"
         raise CodecError(f"no attention layer of this model can be packed: {reasons}. Use kv_cache.method: fp16")
     specs = {i: _specs(g, options) for i, g in survey.packable.items()}
-    costs = _Costs.of(fit_windows, eval_windows, len(specs))
+    costs = _Costs.of(fit_windows, eval_windows, len(specs), options.tuning_tokens)
     clock = Clock("collect")
     backwards = preset("default").gradient_tokens if options.gradient_tokens is None else options.gradient_tokens
     reading = collect(model, fit_windows, survey.packable, options.window, options.seed, slice_tokens, backwards)
@@ -112,10 +116,13 @@ def calibrate(
         sharing = measured_specs(samples, specs, options.transform, options.codebooks_per_head, options.seed)
         specs = yield from _told(sharing, clock, costs.collect, 0.0, len(specs), "measuring what each layer's bits buy")
     fits = yield from _fit_all(samples, specs, options, clock, costs, slice_s)
-    codec = _codec(fits, options, costs.fit_tokens)
+    tuning = tune(model, {i: f.codec for i, f in fits.items()}, fit_windows, options.window, options.tuning_tokens)
+    begin = costs.collect + costs.fit
+    layers, tuned = yield from _told(tuning, clock, begin, costs.tune, options.tuning_tokens, "tuning the tables")
+    codec = _codec(fits, layers, tuned, options, costs.fit_tokens)
     clock.phase = "evaluate"
     scoring = evaluate(model, codec, eval_windows, slice_tokens=slice_tokens, backend=backend)
-    begin = costs.collect + costs.fit
+    begin += costs.tune
     report = yield from _told(scoring, clock, begin, 1 - begin, costs.eval_tokens, "comparing with the exact cache")
     report = replace(report, transforms=dict(codec.info["transforms"]))
     if not report.kl_mean <= options.max_kl:
@@ -133,14 +140,18 @@ class _Costs:
 
     collect: float
     fit: float
+    tune: float
     fit_tokens: int
     eval_tokens: int
 
     @classmethod
-    def of(cls, fit: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]], num_layers: int) -> _Costs:
+    def of(
+        cls, fit: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]], num_layers: int, num_tuning: int
+    ) -> _Costs:
         num_fit, num_eval = sum(map(len, fit)), sum(map(len, held_out))
-        whole = num_fit + _FIT_COST_TOKENS * num_layers + _EVALUATE_COST * num_eval
-        return cls(num_fit / whole, _FIT_COST_TOKENS * num_layers / whole, num_fit, num_eval)
+        fitting, tuning = _FIT_COST_TOKENS * num_layers, _TUNE_COST * num_tuning
+        whole = num_fit + fitting + tuning + _EVALUATE_COST * num_eval
+        return cls(num_fit / whole, fitting / whole, tuning / whole, num_fit, num_eval)
 
 
 def check_text(windows: Sequence[Sequence[int]]) -> None:
@@ -205,8 +216,13 @@ def _fit_all(
     return fits
 
 
-def _codec(fits: dict[int, LayerFit], options: CalibrationOptions, num_tokens: int) -> ModelCodec:
-    layers: dict[int, LayerCodec] = {i: f.codec for i, f in fits.items()}
+def _codec(
+    fits: dict[int, LayerFit],
+    layers: dict[int, LayerCodec],
+    tuned: TuningLoss | None,
+    options: CalibrationOptions,
+    num_tokens: int,
+) -> ModelCodec:
     transforms = Counter(f"keys {f.key_transform}" for f in fits.values())
     transforms += Counter(f"values {f.value_transform}" for f in fits.values())
     info = {
@@ -217,6 +233,7 @@ def _codec(fits: dict[int, LayerFit], options: CalibrationOptions, num_tokens: i
         "transforms": dict(sorted(transforms.items())),
         "position_blind_layers": [i for i, c in layers.items() if c.rotary is None],
         "fit_tokens": num_tokens,
+        "tuning": None if tuned is None else {"tokens": options.tuning_tokens, **asdict(tuned)},
         "seed": options.seed,
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "numpy")},
     }

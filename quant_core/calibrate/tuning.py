@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 
 # Tokens read at a time; memory grows with its square.
 TUNING_LEN = 1024
-# Adam's, of entries whose vectors have RMS 1; falls to a tenth along a cosine.
-LEARNING_RATE = 3e-3
+# Adam's, per channel of a sub-vector (the entries of a fine table lie closer), where vectors have RMS 1; falls to a
+# tenth along a cosine.
+LEARNING_RATE = 2.5e-3
 
-# Per layer, the tables of keys and of values, section by section: `[Hkv, G, 256, d]` float32.
+# Per layer, the tables of keys and of values over d, section by section: `[Hkv, G, 256, d]` float32.
 Tables = list[dict[str, list[mx.array]]]
 
 
@@ -64,20 +65,19 @@ def tune(
     if not parts or not num_steps or len(layers) != len(make_prompt_cache(model)):
         return layers, None
     codecs = [layers[i] for i in sorted(layers)]
-    tables: Tables = [
-        {"keys": [c.astype(mx.float32) for c in x.keys.codebooks],
-         "values": [c.astype(mx.float32) for c in x.values.codebooks]}
-        for x in codecs
-    ]  # fmt: skip
-    schedule = optim.cosine_decay(LEARNING_RATE, num_steps, LEARNING_RATE / 10)
-    adam = optim.Adam(learning_rate=schedule, betas=[0.9, 0.95])
+    # Adam moves every number alike; divided by d, the entries of large sub-vectors move further.
+    numbers: Tables = [
+        {kind: [c.astype(mx.float32) / c.shape[-1] for c in of.codebooks] for kind, of in _kinds(layer)}
+        for layer in codecs
+    ]
+    adam = optim.Adam(optim.cosine_decay(LEARNING_RATE, num_steps, LEARNING_RATE / 10), betas=[0.9, 0.95])
     losses, done = [], 0
     for step in range(num_steps):
         tokens = parts[(step * _stride(len(parts))) % len(parts)]
         try:
-            loss, gradient = _loss_and_gradient(model, codecs, tables, tokens, window)
-            updated = adam.apply_gradients({"layers": gradient}, {"layers": tables})["layers"]
-            mx.eval(updated, adam.state)
+            loss, gradient = _loss_and_gradient(model, codecs, numbers, tokens, window)
+            moved = adam.apply_gradients({"layers": gradient}, {"layers": numbers})["layers"]
+            mx.eval(moved, adam.state)
             total = float(np.array(loss))
         except (RuntimeError, ValueError) as error:  # an operation without a gradient, or too little memory
             log.warning("tables are not tuned: %s", error)
@@ -85,7 +85,7 @@ def tune(
         if not math.isfinite(total):
             log.warning("tables are not tuned: the loss overflows in the model's precision")
             return layers, None
-        tables = updated
+        numbers = moved
         losses.append(total / _num_coded(len(tokens), window))
         done += len(tokens)
         yield done
@@ -95,10 +95,14 @@ def tune(
             keys=_with_tables(layers[i].keys, found["keys"]),
             values=_with_tables(layers[i].values, found["values"]),
         )
-        for i, found in zip(sorted(layers), tables, strict=True)
+        for i, found in zip(sorted(layers), numbers, strict=True)
     }
     share = max(1, min(len(parts), num_steps // 4))
     return tuned, TuningLoss(float(np.mean(losses[:share])), float(np.mean(losses[-share:])))
+
+
+def _kinds(layer: LayerCodec) -> list[tuple[str, VectorCodec]]:
+    return [("keys", layer.keys), ("values", layer.values)]
 
 
 def _stride(num_parts: int) -> int:
@@ -114,28 +118,34 @@ def _num_coded(length: int, window: WindowSpec) -> int:
     return max(1, length - (window.window + PAGE_SIZE - 1))
 
 
-def _with_tables(codec: VectorCodec, tables: list[mx.array]) -> VectorCodec:
-    return replace(codec, codebooks=tuple(mx.array(snap(np.array(t)), mx.float16) for t in tables))
+def _with_tables(codec: VectorCodec, numbers: list[mx.array]) -> VectorCodec:
+    return replace(codec, codebooks=tuple(mx.array(snap(np.array(n * n.shape[-1])), mx.float16) for n in numbers))
 
 
 def _loss_and_gradient(
-    model: Any, codecs: list[LayerCodec], tables: Tables, tokens: Sequence[int], window: WindowSpec
+    model: Any, codecs: list[LayerCodec], numbers: Tables, tokens: Sequence[int], window: WindowSpec
 ) -> tuple[mx.array, Any]:
-    """Sum of KL over positions of one window, and its gradient with respect to the tables."""
+    """Sum of KL over positions of one window, and its gradient with respect to the numbers: tables over d."""
     inputs = mx.array([list(tokens)])
     exact = model(inputs)[0].astype(mx.float32)
     exact = mx.stop_gradient(exact - mx.logsumexp(exact, axis=-1, keepdims=True))
     mx.eval(exact)
 
     def loss(now: Tables) -> mx.array:
-        caches = [CodedCache(c, t["keys"], t["values"], window) for c, t in zip(codecs, now, strict=True)]
+        caches = [
+            CodedCache(c, _tables(n["keys"]), _tables(n["values"]), window) for c, n in zip(codecs, now, strict=True)
+        ]
         logits = model(inputs, cache=caches)[0].astype(mx.float32)
         coded = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         total: mx.array = (mx.exp(exact) * (exact - coded)).sum()
         return total
 
-    value, gradient = mx.value_and_grad(loss)(tables)
+    value, gradient = mx.value_and_grad(loss)(numbers)
     return value, gradient
+
+
+def _tables(numbers: list[mx.array]) -> list[mx.array]:
+    return [n * n.shape[-1] for n in numbers]
 
 
 class CodedCache:
@@ -174,8 +184,14 @@ class CodedCache:
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """Causal attention of `queries [1, Hq, L, D]`."""
         assert self._held is not None  # update_and_fetch comes first
-        keys, values = (x.astype(mx.float32) for x in self._held)
-        coded_keys, coded_values = (x[:, :, None] for x in self._through_codes(keys, values))
+        # The scores are made anew on the way back: kept, they would be most of the memory.
+        attend = mx.checkpoint(lambda *arrays: self._attend(*arrays, scale=scale))
+        out: mx.array = attend(queries, *self._held, *self._tables[0], *self._tables[1])
+        return out
+
+    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, *tables: mx.array, scale: float) -> mx.array:
+        keys, values = keys.astype(mx.float32), values.astype(mx.float32)
+        coded_keys, coded_values = (x[:, :, None] for x in self._through_codes(keys, values, tables))
         keys, values = keys[:, :, None], values[:, :, None]
         length, positions = queries.shape[2], np.arange(queries.shape[2])
         ends = np.array([self._window.num_code_pages(int(p)) for p in positions]) * PAGE_SIZE
@@ -185,8 +201,7 @@ class CodedCache:
         scores = mx.where(coded, q @ coded_keys.swapaxes(-1, -2), q @ keys.swapaxes(-1, -2))
         weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1)
         out = mx.where(coded, weights, 0) @ coded_values + mx.where(coded, 0, weights) @ values
-        back: mx.array = out.reshape(1, -1, length, out.shape[-1]).astype(queries.dtype)
-        return back
+        return out.reshape(1, -1, length, out.shape[-1]).astype(queries.dtype)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """None or "causal", as for mlx-lm's plain cache."""
@@ -201,16 +216,17 @@ class CodedCache:
         """Every array held."""
         return list(self._held or ())
 
-    def _through_codes(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def _through_codes(self, keys: mx.array, values: mx.array, tables: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
         """What a reader of codes would see of `[1, Hkv, L, D]` keys and values."""
         codec, positions = self._codec, np.arange(keys.shape[2])[None]
         k_in = code_space.keys_in(keys, positions, codec, self._window.bucket_len)
         v_in = code_space.values_in(values, codec)
-        k = through_tables(k_in[0], self._tables[0], codec.keys.spec) @ codec.keys.inverse + codec.keys.mean[:, None]
+        of_keys, of_values = tables[: len(self._tables[0])], tables[len(self._tables[0]) :]
+        k = through_tables(k_in[0], of_keys, codec.keys.spec) @ codec.keys.inverse + codec.keys.mean[:, None]
         if codec.rotary is not None:
             cos, sin = code_space.bucket_angles(codec.rotary, self._window.bucket_len, positions)
             k = codec.rotary.apply(k, cos, sin)
-        v = through_tables(v_in[0], self._tables[1], codec.values.spec) @ codec.values.inverse
+        v = through_tables(v_in[0], of_values, codec.values.spec) @ codec.values.inverse
         return k[None], (v + codec.values.mean[:, None])[None]
 
 

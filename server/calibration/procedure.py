@@ -48,6 +48,7 @@ def quant_options(options: JobOptions) -> CalibrationOptions:
         max_kl=options.max_kl,
         allocation=options.allocation,
         gradient_tokens=preset(options.preset).gradient_tokens,
+        tuning_tokens=preset(options.preset).tuning_tokens,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command("encode")(encode)
     group.command("decode")(decode)
     group.command("prefill")(prefill)
+    group.command("calibrate")(calibrate)
     app.add_typer(group, name="bench")
 
 
@@ -156,6 +157,36 @@ def prefill(
         raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
     sizes = [int(c) for c in contexts.split(",")]
     _print_model_rows(bench.bench_prefill(random_model(chosen), chosen, methods.split(","), sizes), out, plot)
+
+
+def calibrate(
+    shape: Annotated[
+        str, typer.Option(help="llama-3.1-8b or tiny; random 4-bit weights are made here.")
+    ] = "llama-3.1-8b",
+    preset: Annotated[str, typer.Option(help="default, or thorough.")] = "default",
+    bits: Annotated[int, typer.Option(min=1, max=4, help="Bits per channel.")] = 2,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Time a calibration, phase by phase, on random tokens.
+
+    Example: vecinfer bench calibrate --preset default
+    """
+    _prepare_device()
+    from quant_core.calibrate.presets import PresetName
+    from server.bench import calibrate as bench
+    from server.bench.model import SHAPES, random_model
+
+    chosen = SHAPES.get(shape)
+    if chosen is None:
+        raise ConfigError(f"--shape is {shape}; allowed: {', '.join(SHAPES)}")
+    if preset not in get_args(PresetName):
+        raise ConfigError(f"--preset is {preset}; allowed: {', '.join(get_args(PresetName))}")
+    console, found = Console(), []
+    for row in bench.bench_calibrate(random_model(chosen), chosen, cast(PresetName, preset), bits):
+        found.append(row.to_dict())
+        console.print(f"{row.phase:>9} {row.seconds:8.1f} s, peak {row.peak_bytes / 2**20:,.0f} MiB", highlight=False)
+        _write(out, found)
+    console.print(f"{'all':>9} {sum(r['seconds'] for r in found):8.1f} s", highlight=False)
 
 
 def _write(out: Path | None, found: Any) -> None:

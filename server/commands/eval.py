@@ -49,6 +49,9 @@ def evaluate(
     gradient_tokens: Annotated[
         int | None, typer.Option(min=0, help="Tokens that are also read backwards; default: as the preset.")
     ] = None,
+    tuning_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens read to tune tables by the loss (auto); default: as the preset.")
+    ] = None,
     window: Annotated[str, typer.Option(help="Exact tokens behind each query; several: 64,128.")] = "64",
     sinks: Annotated[int, typer.Option(help="Exact tokens at the start.")] = 4,
     bucket_len: Annotated[int, typer.Option(help="Tokens per rotation bucket.")] = 512,
@@ -88,7 +91,8 @@ def evaluate(
         exact=_whole_numbers(window, "--window"), sinks=sinks,
         bucket_len=bucket_len, codebooks=codebooks, artifact=artifact, preset=_preset_name(preset),
         fit_texts=tuple(fit_text or ()), fit_windows=fit_windows, fit_window_len=fit_window_len,
-        gradient_tokens=gradient_tokens, chunk_tokens=chunk, decode_tokens=decode_tokens, retrieval=retrieval,
+        gradient_tokens=gradient_tokens, tuning_tokens=tuning_tokens, chunk_tokens=chunk,
+        decode_tokens=decode_tokens, retrieval=retrieval,
         lengths=_whole_numbers(lengths, "--lengths") if lengths else None,
         depths=tuple(map(float, depths.split(","))), seed=seed, backend=backend,
     )  # fmt: skip

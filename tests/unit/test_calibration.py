@@ -65,6 +65,25 @@ def test_progress_rises_and_names_its_phases(llama: Any) -> None:
     assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
 
 
+def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
+    plain = run(llama, fit=random_windows(12, 256))
+    options = CalibrationOptions(window=LOOSE.window, max_kl=100.0, tuning_tokens=12 * 1024)
+    work = calibrate(llama, random_windows(12, 256), random_windows(1, 120, seed=9), options)
+    details, fractions = [], []
+    try:
+        while True:
+            progress = next(work)
+            details.append(progress.detail)
+            fractions.append(progress.fraction)
+    except StopIteration as stop:
+        tuned = stop.value
+    assert fractions == sorted(fractions)
+    assert any("tuning" in d for d in details)
+    assert tuned.codec.info["tuning"]["last"] < tuned.codec.info["tuning"]["first"]
+    assert plain.codec.info["tuning"] is None
+    assert tuned.codec.artifact_id != plain.codec.artifact_id
+
+
 def test_the_gate_names_the_loss_and_the_limit(llama: Any) -> None:
     with pytest.raises(GateError, match=r"KL .* nats per token and the limit is 1e-09") as caught:
         run(llama, CalibrationOptions(window=LOOSE.window, max_kl=1e-9))

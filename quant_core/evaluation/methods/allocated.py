@@ -13,5 +13,5 @@ class Allocated(PackedMethod):
         self, key_bits: int, value_bits: int, window: int | None = None, backend: KernelBackend | None = None
     ) -> None:
         super().__init__(
-            "allocated", "auto", key_bits, value_bits, allocation="measured", window=window, backend=backend
+            "allocated", "auto", key_bits, value_bits, allocation="measured", tuned=True, window=window, backend=backend
         )

@@ -1,4 +1,4 @@
-"""Per layer, and for keys and values apart, the transform with the smaller error in a trial: what a server fits."""
+"""Per layer, keys and values apart, the transform with the smaller error in a trial: what a server fits."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class Auto(PackedMethod):
     def __init__(
         self, key_bits: int, value_bits: int, window: int | None = None, backend: KernelBackend | None = None
     ) -> None:
-        super().__init__("auto", "auto", key_bits, value_bits, window=window, backend=backend)
+        super().__init__("auto", "auto", key_bits, value_bits, tuned=True, window=window, backend=backend)

@@ -26,6 +26,7 @@ class FitText:
         seed: of sampling and k-means.
         slice_tokens: tokens read at a time.
         gradient_tokens: tokens that are also read backwards; None: as the default preset.
+        tuning_tokens: tokens read to tune tables by the loss, for methods that are tuned.
         fitted: layers by how they were fitted; methods that differ in the exact window only share them.
     """
 
@@ -36,6 +37,7 @@ class FitText:
     seed: int = 0
     slice_tokens: int = 512
     gradient_tokens: int | None = None
+    tuning_tokens: int = 0
     fitted: dict[tuple[object, ...], dict[int, LayerCodec]] = field(default_factory=dict)
     _samples: dict[bool, dict[int, LayerSamples]] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from quant_core.calibrate.allocate import Allocation, measured_specs
 from quant_core.calibrate.collect import LayerSamples
 from quant_core.calibrate.fit import TransformName, fit_layer
 from quant_core.calibrate.layers import LayerGeometry
+from quant_core.calibrate.tuning import tune
 from quant_core.codec import LayerCodec, ModelCodec
 from quant_core.errors import CodecError
 from quant_core.evaluation.methods.base import FitText
@@ -31,6 +32,7 @@ class PackedMethod:
         key_bits, value_bits: 1-4.
         position_blind: take keys as they are instead of relative to their bucket.
         allocation: "measured" shares the bytes out among layers; see CalibrationOptions.
+        tuned: the tables are tuned by the loss, as far as the text says.
         window: exact tokens behind each query; None: as the text's.
         backend: None: the best one here.
     """
@@ -44,6 +46,7 @@ class PackedMethod:
         *,
         position_blind: bool = False,
         allocation: Allocation = "uniform",
+        tuned: bool = False,
         window: int | None = None,
         backend: KernelBackend | None = None,
     ) -> None:
@@ -56,6 +59,7 @@ class PackedMethod:
         self._bits = key_bits, value_bits
         self._position_blind = position_blind
         self._allocation = allocation
+        self._tuned = tuned
         self._backend = backend
 
     def prepare(self, text: FitText) -> Generator[float, None, None]:
@@ -73,7 +77,7 @@ class PackedMethod:
                 break
         if not samples:
             raise CodecError("no layer of this model can be packed")
-        way = (self._transform, *self._bits, self._position_blind, self._allocation)
+        way = (self._transform, *self._bits, self._position_blind, self._allocation, self._tuned)
         if way not in text.fitted:
             text.fitted[way] = yield from self._fit(text, samples)
         layers = text.fitted[way]
@@ -103,7 +107,16 @@ class PackedMethod:
                 except StopIteration as end:
                     layers[index] = end.value.codec
                     break
-        return layers
+        if not self._tuned:
+            return layers
+        tuning = tune(text.model, layers, text.windows, text.window, text.tuning_tokens)
+        while True:
+            try:
+                next(tuning)
+                yield 1.0
+            except StopIteration as end:
+                tuned: dict[int, LayerCodec] = end.value[0]
+                return tuned
 
     def new_caches(self, model: Any) -> Caches:
         """Packed caches with a growing pool of their own."""
