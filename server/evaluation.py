@@ -21,7 +21,7 @@ from quant_core.evaluation.methods import FITTED, base_name, make_methods
 from quant_core.evaluation.methods.base import FitText, Method
 from quant_core.evaluation.methods.stored import Stored
 from quant_core.evaluation.retrieval import make_needle, retrieve
-from quant_core.evaluation.score import ScoreOptions, score
+from quant_core.evaluation.score import ScoreOptions, refusal, score
 from quant_core.spec import WindowSpec
 from server.config import ServerConfig, user_data_dir
 from server.errors import ConfigError
@@ -87,7 +87,7 @@ class EvaluationRequest:
 
 
 def run_evaluation(request: EvaluationRequest, report: Report) -> dict[str, Any]:
-    """The report: `results`, `retrieval`, and what they were measured with.
+    """The report: `results`, `retrieval`, `not_run` (methods this device cannot run), and what they were measured with.
 
     Raises:
         ConfigError, SpecError, CodecError, ArtifactError: what was asked for cannot be done; the message says why.
@@ -106,10 +106,16 @@ def run_evaluation(request: EvaluationRequest, report: Report) -> dict[str, Any]
         loaded.model, fit_windows, request.window, request.codebooks, request.seed, request.chunk_tokens,
         sizes.gradient_tokens, sizes.tuning_tokens,
     )  # fmt: skip
-    for method in methods:
+    not_run: list[dict[str, str]] = []
+    probe = next((w[: request.chunk_tokens] for windows in scored.values() for w in windows), None)
+    for method in list(methods):
         title = f"{method.name} K{method.key_bits:g} V{method.value_bits:g}"
         _drain(method.prepare(fit), report, f"fitting {title}", 1.0)
+        if probe is not None and (why := refusal(loaded.model, method, probe)) is not None:
+            not_run.append({"method": method.name, "error": why})
+            methods.remove(method)
     return {
+        "not_run": not_run,
         "results": _score(request, loaded, methods, scored, report),
         "retrieval": _retrieve(request, loaded, methods, report),
         "model": loaded.model_id,

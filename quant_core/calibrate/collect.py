@@ -16,6 +16,7 @@ from quant_core.calibrate.capture import CaptureCache
 from quant_core.calibrate.layers import LayerGeometry
 from quant_core.calibrate.sensitivity import gradient_slice, gradients, num_measured
 from quant_core.errors import CodecError
+from quant_core.rotary import Rotary
 from quant_core.spec import WindowSpec
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,13 @@ def collect(
         rng = np.random.default_rng((seed, number))
         usable = np.arange(SKIPPED_TOKENS, len(tokens))
         chosen = np.sort(rng.permutation(usable)[: max(1, round(keep * len(usable)))])
+        offsets = rng.integers(0, REACH_BUCKETS * window.bucket_len, len(chosen))
+        turns: dict[int, _Turns] = {}
         for index, capture in captures.items():
-            _take(samples[index], capture, chosen, window.bucket_len, rng, index)
+            rotary = samples[index].geometry.rotary
+            if rotary is not None and id(rotary) not in turns:
+                turns[id(rotary)] = _Turns.of(rotary, chosen, offsets, window.bucket_len)
+            _take(samples[index], capture, chosen, turns.get(id(rotary)), index)
             _take_gradients(samples[index], tape, index, chosen, window)
             if index % LAYERS_PER_SLICE == 0:
                 yield done
@@ -139,20 +145,31 @@ def _kept_fraction(windows: Sequence[Sequence[int]], layers: dict[int, LayerGeom
     return min(1.0, SAMPLE_BUDGET_BYTES / max(1, token_bytes * num_tokens))
 
 
-def _take(
-    samples: LayerSamples, capture: CaptureCache, chosen: Array, bucket_len: int, rng: np.random.Generator, layer: int
-) -> None:
+@dataclass(frozen=True, eq=False)
+class _Turns:
+    """cos and sin by which one window's keys and queries are turned, the same for all layers of one rotation."""
+
+    keys: tuple[mx.array, mx.array] | None
+    queries: tuple[mx.array, mx.array]
+
+    @classmethod
+    def of(cls, rotary: Rotary, chosen: Array, offsets: Array, bucket_len: int) -> _Turns:
+        """Keys back to their bucket's start, queries to `offsets` from it."""
+        of_keys = rotary.tables(-(chosen // bucket_len) * bucket_len) if chosen[-1] >= bucket_len else None
+        return cls(of_keys, rotary.tables(offsets - chosen))
+
+
+def _take(samples: LayerSamples, capture: CaptureCache, chosen: Array, turns: _Turns | None, layer: int) -> None:
     """Add one window of one layer to its samples."""
     assert capture.keys is not None and capture.values is not None  # the probe saw this layer reached
     rotary, pick = samples.geometry.rotary, mx.array(chosen)
     keys = capture.keys[0][:, pick].astype(mx.float32)
     values = capture.values[0][:, pick].astype(mx.float32)
     queries = mx.concatenate(capture.queries, axis=2)[0][:, pick].astype(mx.float32)
-    if rotary is not None:
-        if chosen[-1] >= bucket_len:
-            keys = rotary.turn(keys, -(chosen // bucket_len) * bucket_len)
-        offsets = rng.integers(0, REACH_BUCKETS * bucket_len, len(chosen))
-        queries = rotary.turn(queries, offsets - chosen)
+    if rotary is not None and turns is not None:
+        if turns.keys is not None:
+            keys = rotary.apply(keys, *turns.keys)
+        queries = rotary.apply(queries, *turns.queries)
     grouped = queries.reshape(samples.geometry.num_kv_heads, -1, queries.shape[-1])
     moment = grouped.swapaxes(-1, -2) @ grouped
     if samples.shift_keys is None or samples.shift_values is None:

@@ -122,6 +122,20 @@ def score(
     ]
 
 
+def refusal(model: Any, method: Method, tokens: Sequence[int]) -> str | None:
+    """Why a prepared method cannot run here, found by reading `tokens` and one more; None: it can.
+
+    MLX has no kernel for some shapes of mlx-lm's own quantised attention on some devices.
+    """
+    caches = method.new_caches(model)
+    try:
+        for part in (tokens, tokens[:1]):
+            mx.eval(model(mx.array([list(part)]), cache=caches))
+    except (RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def _window(
     model: Any, caches: Sequence[Caches], tokens: Sequence[int], options: ScoreOptions, done: int
 ) -> Generator[int, None, list[PositionLosses]]:

@@ -98,6 +98,8 @@ def evaluate(
     )  # fmt: skip
     with report_progress(console) as report:
         document = run_evaluation(request, report)
+    for line in document["not_run"]:
+        console.print(f"{line['method']} cannot run here: {line['error']}", highlight=False, markup=False)
     if json_out is not None:
         json_out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if plots is not None:
