@@ -86,7 +86,7 @@ def collect(
     """Run the windows through the model; yields the number of tokens read so far, a slice at a time.
 
     Args:
-        gradient_tokens: how many tokens, whole windows from the first on, are also read backwards. A model with
+        gradient_tokens: how many tokens, whole windows spread over all, are also read backwards. A model with
             layers that cannot be captured is not.
 
     Raises:
@@ -95,12 +95,12 @@ def collect(
     patch.install()
     samples = {i: LayerSamples.empty(g) for i, g in layers.items()}
     keep = _kept_fraction(windows, layers)
-    done = measured = 0
+    measured = _spread(windows, gradient_tokens)
+    done = 0
     backwards = gradient_slice(slice_tokens)
     for number, tokens in enumerate(windows):
         caches, captures = capture_caches(model, layers)
-        tape = _Tape(number, seed) if measured < gradient_tokens and len(captures) == len(caches) else None
-        measured += len(tokens)
+        tape = _Tape(number, seed) if number in measured and len(captures) == len(caches) else None
         for start in range(0, len(tokens), slice_tokens):
             part = mx.array([list(tokens[start : start + slice_tokens])])
             model(part, cache=caches)
@@ -111,7 +111,7 @@ def collect(
                     yield done
                     end = min(at + backwards, start + part.shape[1])
                     if tape is not None and not tape.read(model, tokens[at:end], at, captures, window):
-                        tape, gradient_tokens = None, 0
+                        tape, measured = None, frozenset()
             done += part.shape[1]
             yield done
         rng = np.random.default_rng((seed, number))
@@ -128,6 +128,14 @@ def collect(
             if index % LAYERS_PER_SLICE == 0:
                 yield done
     return samples
+
+
+def _spread(windows: Sequence[Sequence[int]], num_tokens: int) -> frozenset[int]:
+    """Which windows hold `num_tokens` tokens between them, evenly spread: texts often lie one after another."""
+    if num_tokens <= 0 or not windows:
+        return frozenset()
+    count = min(len(windows), -(-num_tokens * len(windows) // max(1, sum(map(len, windows)))))
+    return frozenset(i * len(windows) // count for i in range(count))
 
 
 def capture_caches(model: Any, layers: dict[int, LayerGeometry]) -> tuple[list[Any], dict[int, CaptureCache]]:

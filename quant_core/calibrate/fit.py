@@ -25,8 +25,10 @@ Kind = Literal["keys", "values"]
 
 # Sub-vectors a table is fitted on at most; more lower its error by less than 1 %.
 MAX_POINTS = 24_576
-# Heads whose trial fits stand for a layer when bits are shared out.
+# Heads whose trial fits stand for a layer when its transform is chosen, and when bits are shared out.
 TRIAL_HEADS = 4
+# A trial is noisy; the learned transform, better nearly everywhere, gives way to a cost this much lower only.
+CLEARLY_BETTER = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def layer_costs(
 ) -> Generator[None, None, dict[int, float]]:
     """Expected loss of the layer's keys or values per token, by bits, from short fits of a few heads."""
     heads = yield from _heads(samples, kind, None)
-    picked = heads[:: -(-len(heads) // TRIAL_HEADS)]
+    picked = _trial_heads(heads)
     name = "learned" if transform == "auto" else transform
     costs = dict.fromkeys(specs, 0.0)
     for h, head in enumerate(picked):
@@ -96,17 +98,24 @@ def _heads(samples: LayerSamples, kind: Kind, factors: Array | None) -> Generato
     return heads
 
 
+def _trial_heads(heads: list[HeadSamples]) -> list[HeadSamples]:
+    return heads[:: -(-len(heads) // TRIAL_HEADS)]
+
+
 def _fit_vectors(
     heads: list[HeadSamples], shift: Array, spec: VQSpec, transform: TransformName, seed: tuple[int, ...]
 ) -> Generator[None, None, tuple[VectorCodec, str]]:
     """The codec of one kind of vectors, shifted by `shift [Hkv, D]`; empties `heads`."""
-    names = ("learned", "smooth_hadamard") if transform == "auto" else (transform,)
-    errors = dict.fromkeys(names, 0.0)
-    if len(names) > 1:
-        for name in names:
-            errors[name] = trial_cost(heads[0], transform_of(name, heads[0].moments, spec), spec, seed)
-            yield
-    best = min(names, key=errors.__getitem__)
+    best = transform
+    if transform == "auto":
+        best = "learned"
+        costs = {"learned": 0.0, "smooth_hadamard": 0.0}
+        for head in _trial_heads(heads):
+            for name in costs:
+                costs[name] += trial_cost(head, transform_of(name, head.moments, spec), spec, seed)
+                yield
+        if costs["smooth_hadamard"] < CLEARLY_BETTER * costs["learned"]:
+            best = "smooth_hadamard"
     moved, wanted = [], list[TablePoints]()
     for h in range(len(heads)):
         head, moments = heads[0], heads[0].moments

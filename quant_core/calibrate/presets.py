@@ -29,7 +29,7 @@ class Preset:
 
 _GPU: dict[PresetName, Preset] = {
     "default": Preset(num_samples=128, sample_len=512, gradient_tokens=8_192),
-    "thorough": Preset(num_samples=128, sample_len=2048, gradient_tokens=16_384, tuning_tokens=262_144),
+    "thorough": Preset(num_samples=64, sample_len=2048, gradient_tokens=16_384, tuning_tokens=196_608),
 }
 # Reading backwards takes 50 ms a token there in short windows, ten times that behind 1,000 others.
 _CPU: dict[PresetName, Preset] = {

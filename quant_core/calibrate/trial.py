@@ -51,8 +51,8 @@ def trial_cost(head: HeadSamples, t: Transform, spec: VQSpec, seed: tuple[int, .
     error of attention scores (keys) or of the vectors (values).
     """
     x_in = into(head, t)
-    train, test = (x_in[0::2], x_in[1::2][:TRIAL_TOKENS]) if len(x_in) > 1 else (x_in, x_in)
-    squared = head.squared[1::2][:TRIAL_TOKENS] if len(x_in) > 1 else head.squared
+    train, at = x_in[0::2], _test_tokens(head)
+    test, squared = x_in[at], head.squared[at]
     raw = _errors(train, test, spec, seed).astype(np.float64) @ t.inverse
     if head.gradients is None or not np.isfinite(squared).any():
         metric = np.eye(raw.shape[1]) if head.moments.query_moment is None else head.moments.query_moment
@@ -61,6 +61,14 @@ def trial_cost(head: HeadSamples, t: Transform, spec: VQSpec, seed: tuple[int, .
     known = np.isfinite(squared)
     costs = np.einsum("ni,ij,nj->n", raw[known], metric, raw[known], optimize=True)
     return float((0.5 * squared[known] * costs).mean())
+
+
+def _test_tokens(head: HeadSamples) -> Array:
+    """Every second sample, of those whose gradient is known if any is; evenly spread where there are many."""
+    at = np.arange(1, len(head.vectors), 2) if len(head.vectors) > 1 else np.arange(1)
+    known = at[np.isfinite(head.squared[at])]
+    at = known if len(known) else at
+    return at[np.linspace(0, len(at) - 1, min(len(at), TRIAL_TOKENS)).astype(np.int64)]
 
 
 def into(head: HeadSamples, t: Transform) -> Array:
