@@ -61,8 +61,8 @@ def tune(
     patch.install()
     parts = [list(w[at : at + TUNING_LEN]) for w in windows for at in range(0, len(w), TUNING_LEN)]
     parts = [p for p in parts if window.num_code_pages(len(p) - 1) > 0]
-    num_steps = num_tokens // TUNING_LEN
-    if not parts or not num_steps or len(layers) != len(make_prompt_cache(model)):
+    num_steps = num_tokens * len(parts) // max(1, sum(map(len, parts)))
+    if not num_steps or len(layers) != len(make_prompt_cache(model)):
         return layers, None
     codecs = [layers[i] for i in sorted(layers)]
     # Adam moves every number alike; divided by d, the entries of large sub-vectors move further.

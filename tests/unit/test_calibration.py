@@ -67,7 +67,7 @@ def test_progress_rises_and_names_its_phases(llama: Any) -> None:
 
 def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
     plain = run(llama, fit=random_windows(12, 256))
-    options = CalibrationOptions(window=LOOSE.window, max_kl=100.0, tuning_tokens=12 * 1024)
+    options = CalibrationOptions(window=LOOSE.window, max_kl=100.0, tuning_tokens=12 * 256)
     work = calibrate(llama, random_windows(12, 256), random_windows(1, 120, seed=9), options)
     details, fractions = [], []
     try:
@@ -80,7 +80,7 @@ def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
     assert fractions == sorted(fractions)
     assert any("tuning" in d for d in details)
     told = tuned.codec.info["tuning"]
-    assert told["tokens"] == 12 * 1024
+    assert told["tokens"] == 12 * 256
     assert 0 < told["last"] < 1.2 * told["first"]
     assert plain.codec.info["tuning"] is None
     assert tuned.codec.artifact_id != plain.codec.artifact_id

@@ -83,12 +83,12 @@ def test_reads_what_the_packed_caches_would_give(model: Any, layers: dict[int, L
 def test_tuning_lowers_the_loss_and_repeats_itself(model: Any, layers: dict[int, LayerCodec]) -> None:
     windows, held_out = _windows(24, 0), _windows(2, 9)
     before = run(evaluate(model, ModelCodec("x", layers, WINDOW), held_out, backend=ReferenceBackend()))
-    tuned, loss = run(tune(model, layers, windows, WINDOW, 24 * tuning.TUNING_LEN))
+    tuned, loss = run(tune(model, layers, windows, WINDOW, 24 * 256))
     after = run(evaluate(model, ModelCodec("x", tuned, WINDOW), held_out, backend=ReferenceBackend()))
     assert loss is not None
     assert loss.last < loss.first
     assert after.kl_mean < 0.97 * before.kl_mean
-    again, _ = run(tune(model, layers, windows, WINDOW, 24 * tuning.TUNING_LEN))
+    again, _ = run(tune(model, layers, windows, WINDOW, 24 * 256))
     for i, layer in tuned.items():
         assert np.array_equal(np.array(layer.keys.codebooks[0]), np.array(again[i].keys.codebooks[0]))
         assert multiples(np.array(layer.values.codebooks[0])) is not None
