@@ -114,18 +114,24 @@ METAL_FUNC void share_scores(int lane, thread float* score) {
   }
 }
 
-// score[n] += <query n, one exact key>, a section's channels.
+// score[n] += <query n, one exact key>, a section's channels. Several sub-vectors are asked for before any is used.
 template <int NQ, int DIM, int M, int d>
 METAL_FUNC void score_exact(const device half* key, const device float* queries, thread float* score) {
+  constexpr int STEP = power_of_two_divisor(M, d == 8 ? 2 : 4);
 #pragma unroll 1
-  for (int j = 0; j < M; ++j) {
-    float q[NQ * d];
-    load_queries<NQ, DIM, d>(queries, (j % key_run(M) * key_lanes(M) + j / key_run(M)) * d, q);
-    float c[d];
-    load_device<d>(key + j * d, c);
-    for (int n = 0; n < NQ; ++n) {
-      for (int k = 0; k < d; ++k) {
-        score[n] += q[n * d + k] * c[k];
+  for (int j = 0; j < M; j += STEP) {
+    float c[STEP * d];
+    for (int i = 0; i < STEP; ++i) {
+      load_device<d>(key + (j + i) * d, c + i * d);
+    }
+    for (int i = 0; i < STEP; ++i) {
+      const int at = (j + i) % key_run(M) * key_lanes(M) + (j + i) / key_run(M);
+      float q[NQ * d];
+      load_queries<NQ, DIM, d>(queries, at * d, q);
+      for (int n = 0; n < NQ; ++n) {
+        for (int k = 0; k < d; ++k) {
+          score[n] += q[n * d + k] * c[i * d + k];
+        }
       }
     }
   }
@@ -166,7 +172,8 @@ METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* s
 }
 
 // The same for a tile of exact tokens: those before `num_sinks` lie in the sinks, the others in their ring slots. Both
-// pointers are at the section's first channel.
+// pointers are at the section's first channel. Several tokens are asked for before any is used; past the last one it is
+// read again, with the weight 0 that masked tokens have.
 template <int NQ, int STRIDE, int DIM, int M, int d>
 METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int first_token, int num_tokens,
                           int num_sinks, int ring_slots, const threadgroup float* weights, int lane,
@@ -176,16 +183,21 @@ METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
       const int channel = value_subvec<M>(slot) * d;
+      constexpr int STEP = d == 8 ? 4 : 8;
 #pragma unroll 1
-      for (int i = lane / LANES; i < num_tokens; i += 32 / LANES) {
-        const int token = first_token + i;
-        const device half* value = token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM;
-        float c[d];
-        load_device<d>(value + channel, c);
-        for (int n = 0; n < NQ; ++n) {
-          const float w = weights[i * STRIDE + n];
-          for (int k = 0; k < d; ++k) {
-            acc[(s * NQ + n) * d + k] += w * c[k];
+      for (int first = lane / LANES; first < num_tokens; first += STEP * (32 / LANES)) {
+        float c[STEP * d];
+        for (int j = 0; j < STEP; ++j) {
+          const int token = first_token + min(first + j * (32 / LANES), num_tokens - 1);
+          const device half* value = token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM;
+          load_device<d>(value + channel, c + j * d);
+        }
+        for (int j = 0; j < STEP; ++j) {
+          for (int n = 0; n < NQ; ++n) {
+            const float w = weights[(first + j * (32 / LANES)) * STRIDE + n];
+            for (int k = 0; k < d; ++k) {
+              acc[(s * NQ + n) * d + k] += w * c[j * d + k];
+            }
           }
         }
       }
