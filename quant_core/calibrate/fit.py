@@ -25,8 +25,9 @@ Kind = Literal["keys", "values"]
 
 # Sub-vectors a table is fitted on at most; more lower its error by less than 1 %.
 MAX_POINTS = 24_576
-# Heads whose trial fits stand for a layer when its transform is chosen, and when bits are shared out.
+# Heads whose trial fits stand for a layer when bits are shared out, and when its transform is chosen.
 TRIAL_HEADS = 4
+CHOICE_HEADS = 2
 # A trial is noisy; the learned transform, better nearly everywhere, gives way to a cost this much lower only.
 CLEARLY_BETTER = 0.9
 
@@ -71,7 +72,7 @@ def layer_costs(
 ) -> Generator[None, None, dict[int, float]]:
     """Expected loss of the layer's keys or values per token, by bits, from short fits of a few heads."""
     heads = yield from _heads(samples, kind, None)
-    picked = _trial_heads(heads)
+    picked = _spread_heads(heads, TRIAL_HEADS)
     name = "learned" if transform == "auto" else transform
     costs = dict.fromkeys(specs, 0.0)
     for h, head in enumerate(picked):
@@ -98,8 +99,8 @@ def _heads(samples: LayerSamples, kind: Kind, factors: Array | None) -> Generato
     return heads
 
 
-def _trial_heads(heads: list[HeadSamples]) -> list[HeadSamples]:
-    return heads[:: -(-len(heads) // TRIAL_HEADS)]
+def _spread_heads(heads: list[HeadSamples], most: int) -> list[HeadSamples]:
+    return heads[:: -(-len(heads) // most)]
 
 
 def _fit_vectors(
@@ -110,7 +111,7 @@ def _fit_vectors(
     if transform == "auto":
         best = "learned"
         costs = {"learned": 0.0, "smooth_hadamard": 0.0}
-        for head in _trial_heads(heads):
+        for head in _spread_heads(heads, CHOICE_HEADS):
             for name in costs:
                 costs[name] += trial_cost(head, transform_of(name, head.moments, spec), spec, seed)
                 yield
@@ -120,7 +121,7 @@ def _fit_vectors(
     for h in range(len(heads)):
         head, moments = heads[0], heads[0].moments
         t = transform_of(best, moments, spec)
-        # Weighting pays for values (docs/decisions.md); for keys it is not measured.
+        # Weighting pays for values and not for keys (docs/decisions.md).
         of_values = moments.query_moment is None
         weights = token_weights(head.squared) if of_values else np.ones(len(head.squared), np.float32)
         wanted += _table_points(into(head, t), weights, spec, (*seed, h))

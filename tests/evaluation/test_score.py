@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from quant_core.errors import CodecError, SpecError
 from quant_core.evaluation.methods import METHODS, make_methods
+from quant_core.evaluation.methods.affine import HalfScaleCache
 from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.methods.packed import PackedMethod
-from quant_core.evaluation.score import Result, ScoreOptions, chunks, score
+from quant_core.evaluation.score import Result, ScoreOptions, chunks, refusal, score
 from quant_core.spec import WindowSpec
 from tests.helpers.generators import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
@@ -121,3 +123,17 @@ def test_chunks_cover_a_window_once_and_end_in_single_steps() -> None:
     assert [t for a, b in spans for t in range(a, b)] == list(range(100))
     assert spans[-3:] == [(97, 98), (98, 99), (99, 100)]
     assert spans[-4] == (96, 97)
+
+
+def test_a_method_the_device_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_tiny_model("llama")
+    works, fails = make_methods(["float16", "affine4"], [])
+    for method in (works, fails):
+        run(method.prepare(FitText(model, [], WINDOW)))
+
+    def refuse(self: object, keys: mx.array, values: mx.array) -> None:
+        raise RuntimeError("No implementation for problem shape: 1x65x64x9\nmore")
+
+    monkeypatch.setattr(HalfScaleCache, "update_and_fetch", refuse)
+    assert refusal(model, works, _windows(2, 1, 64)[0]) is None
+    assert refusal(model, fails, _windows(2, 1, 64)[0]) == "No implementation for problem shape: 1x65x64x9"
