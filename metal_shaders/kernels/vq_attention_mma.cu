@@ -6,6 +6,7 @@
 //          block of a (row, KV head, column group) merges the splits and applies the values' inverse and mean.
 // Inputs   queries [B, Hq, L, D] T; pool, page_table [B, max_pages] int32, codes in pack_block's order (page_layout.h);
 //          ring_* [B, Hkv, R, D], sink_* [B, Hkv, S, D] float16; key_tables, value_tables [Hkv, G, 256, d] float16;
+//          steps: see vq_attention_mma_int8.cu;
 //          query_frags [Hkv, D/16, D/16, 32, 8] float16 (the keys' inverse, see attention_mma.py), key_mean [Hkv, D]
 //          float32, channels int32 [D] (rotary pairs as (i, i + D/2)), trig [buckets, 2, D/2] float32 (cos, sin);
 //          value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32; rows (struct Row), params (struct Params) int32;
@@ -14,7 +15,8 @@
 // Launch   grid (splits, Hkv x column groups, B) blocks of 256 threads; a row's split is `pages_per_split` pages, the
 //          exact tokens (counted as `exact_pages` pages) go to its last split; blocks beyond a row's splits return.
 // Template T, D 64 | 128, KD, VD sub-vector sizes 2 | 4 | 8, KG, VG tables 1 | 2 | 4 (VD 8: 1 | 2), HKV KV heads, GQA query
-//          heads of each, L new positions, PERM 1 when `channels` is not the identity.
+//          heads of each, L new positions, PERM 1 when `channels` is not the identity; MathOf: HalfMath, or Int8Math of
+//          vq_attention_mma_int8.cu, which takes its place where tables and columns allow.
 // Memory   64 KB tables (row c of 256 bytes: entry c of the keys, once per lane that may ask for it, so that no two lanes
 //          share a bank; then of the values) + 2 x 80 columns of D halves: two blocks per multiprocessor.
 // Bytes    per page and head 64 (key_bytes + value_bytes), each read once per column group, 16 bytes a load.
@@ -61,8 +63,12 @@ __device__ __forceinline__ int divide(int n, unsigned magic) { return magic ? __
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // The whole block asks for `bytes` bytes.
-__device__ __forceinline__ void fetch_lines(const void* p, int bytes) {
-  for (int i = threadIdx.x * 128; i < bytes; i += kThreads * 128) prefetch(static_cast<const char*>(p) + i);
+template <int bytes> __device__ __forceinline__ void fetch_lines(const void* p) {
+#pragma unroll
+  for (int i = 0; i < bytes; i += kThreads * 128) {
+    const int at = i + threadIdx.x * 128;
+    if (i + kThreads * 128 <= bytes || at < bytes) prefetch(static_cast<const char*>(p) + at);
+  }
 }
 
 __device__ __forceinline__ float ex2(float x) {
@@ -97,6 +103,20 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
   return v;
 }
 
+// *p, of a multiple of 16 bytes, by loads that stay where they stand: others may sink below what waits for memory.
+template <typename T> __device__ __forceinline__ T load_now(const T* p) {
+  union {
+    T value;
+    uint4 part[sizeof(T) / 16];
+  } v;
+#pragma unroll
+  for (int i = 0; i < sizeof(T) / 16; i++)
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3},[%4];"
+                 : "=r"(v.part[i].x), "=r"(v.part[i].y), "=r"(v.part[i].z), "=r"(v.part[i].w)
+                 : "l"(reinterpret_cast<const uint4*>(p) + i));
+  return v.value;
+}
+
 __device__ __forceinline__ unsigned word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
@@ -112,18 +132,20 @@ template <> struct Entry<2> { using type = unsigned; };
 template <> struct Entry<4> { using type = uint2; };
 template <> struct Entry<8> { using type = uint4; };
 
-// Table entry of byte k of w: rows of 256 bytes, so one PRMT makes the address and the base is an immediate.
-template <int d> __device__ __forceinline__ typename Entry<d>::type look_up(unsigned column, unsigned w, int k) {
+// Table entry of byte k of w, `offset` bytes into its row: rows of 256 bytes, so one PRMT makes the address, and the base
+// is an immediate.
+template <int d, int offset = 0>
+__device__ __forceinline__ typename Entry<d>::type look_up(unsigned column, unsigned w, int k) {
   const unsigned at = __byte_perm(w, column, 0x5504 | (k << 4));
   typename Entry<d>::type e;
   if constexpr (d == 2) {
-    asm("ld.shared.u32 %0,[%1+%2];" : "=r"(e) : "r"(at), "n"(kSharedBase));
+    asm("ld.shared.u32 %0,[%1+%2];" : "=r"(e) : "r"(at), "n"(kSharedBase + offset));
   } else if constexpr (d == 4) {
-    asm("ld.shared.v2.u32 {%0,%1},[%2+%3];" : "=r"(e.x), "=r"(e.y) : "r"(at), "n"(kSharedBase));
+    asm("ld.shared.v2.u32 {%0,%1},[%2+%3];" : "=r"(e.x), "=r"(e.y) : "r"(at), "n"(kSharedBase + offset));
   } else {
     asm("ld.shared.v4.u32 {%0,%1,%2,%3},[%4+%5];"
         : "=r"(e.x), "=r"(e.y), "=r"(e.z), "=r"(e.w)
-        : "r"(at), "n"(kSharedBase));
+        : "r"(at), "n"(kSharedBase + offset));
   }
   return e;
 }
@@ -240,9 +262,10 @@ __device__ __forceinline__ uint4 table_chunk(const typename Entry<d>::type (&e)[
 
 // Row threadIdx.x of the tables: entries of one code from all G tables, loaded early and spread over the row later.
 template <int d, int G, bool values> struct TableRow {
+  static constexpr int kBytes = G * 256 * d * 2;  // of one head's tables
   typename Entry<d>::type e[G];
 
-  __device__ __forceinline__ void load(const __half* source) {
+  __device__ __forceinline__ void load(const unsigned char* source) {
 #pragma unroll
     for (int i = 0; i < G; i++) e[i] = reinterpret_cast<const typename Entry<d>::type*>(source)[i * 256 + threadIdx.x];
   }
@@ -321,6 +344,7 @@ template <int D> struct Scratch {
   __half made[kQueryCols * D];    // q~ as operands of score_unit, [slot][D/32][column, t][8]
   __half turned[kQueryCols * D];  // q' as operands of make_queries, [tile of 8 columns][D/32][column, t][8]
   float mean_score[kQueryCols];
+  float unit[8];      // of each column's queries and scores, where they are whole multiples of it
   int pages_seen[8];  // np of each column
   int flag;
 };
@@ -372,6 +396,16 @@ template <typename T, int D, int NC, bool PERM> struct Turner {
     }
   }
 
+  // The first lanes of a column leave ||q'|| x bound as its unit.
+  __device__ __forceinline__ void set_unit(Scratch<D>& sh, float bound) const {
+    float norm = 0.f;
+#pragma unroll
+    for (int k = 0; k < 4; k++) norm += a[k] * a[k] + b[k] * b[k];
+#pragma unroll
+    for (int off = 1; off < kLanes; off <<= 1) norm += __shfl_xor_sync(kAll, norm, off);
+    if (x == 0 && first_slot == 0) sh.unit[column] = fmaxf(sqrtf(norm) * bound, 1e-30f);
+  }
+
   __device__ __forceinline__ void turn(Scratch<D>& sh, const Slots& slots, const float* trig, float scale) {
 #pragma unroll
     for (int first = 0; first < kPasses; first += kEarly) {
@@ -407,7 +441,8 @@ template <typename T, int D, int NC, bool PERM> struct Turner {
   }
 };
 
-// q~ = inverse . q' for every slot and column; a warp makes 16 dims of them.
+// q~ = inverse . q' for every slot and column; a warp makes 16 dims of them. store(slot, column, quarter, rest, a, b)
+// keeps dims `rest` and the next of a quarter.
 template <int D, int NC> struct Maker {
   static constexpr int kTiles = D / 16;
   uint4 a[kTiles];
@@ -418,7 +453,7 @@ template <int D, int NC> struct Maker {
     for (int i = 0; i < kTiles; i++) a[i] = load_once(frags + (tile * kTiles + i) * 32 + lane);
   }
 
-  __device__ __forceinline__ void make(Scratch<D>& sh, int num_slots) const {
+  template <typename F> __device__ __forceinline__ void make(const Scratch<D>& sh, int num_slots, F store) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, tile = warp % kTiles;
     const int num_columns = num_slots * NC, dim = 16 * tile + 2 * g, quarter = dim / (D / 4), rest = dim % (D / 4);
 #pragma unroll 2
@@ -433,14 +468,18 @@ template <int D, int NC> struct Maker {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         const int f = n * 8 + 2 * t + k;
-        if (f < num_columns) {
-          const int at = f / NC * (NC * D) + (rest / 8 * (NC * 4) + f % NC * 4 + quarter) * 8 + rest % 8;
-          *reinterpret_cast<unsigned*>(sh.made + at) = pack(c[0][k] + c[1][k], c[0][k + 2] + c[1][k + 2]);
-        }
+        if (f < num_columns) store(f / NC, f % NC, quarter, rest, c[0][k] + c[1][k], c[0][k + 2] + c[1][k + 2]);
       }
     }
   }
 };
+
+// How Maker leaves queries for Queries.
+template <int D, int NC>
+__device__ __forceinline__ void store_halves(Scratch<D>& sh, int slot, int column, int quarter, int rest, float a, float b) {
+  const int at = slot * (NC * D) + (rest / 8 * (NC * 4) + column * 4 + quarter) * 8 + rest % 8;
+  *reinterpret_cast<unsigned*>(sh.made + at) = pack(a, b);
+}
 
 // One slot's queries in registers, for score_unit or score_halves, and what the scores start from.
 template <int D, int NC, bool halves> struct Queries {
@@ -470,71 +509,6 @@ template <int D, int NC, bool halves> struct Queries {
 
 // np(i)
 __device__ __forceinline__ int pages_at(int position, int window) { return max(0, (position + 1 - window) / kPage); }
-
-// Which of a tile's 16 tokens, and which column, score i of lane (g, t) belongs to.
-template <bool halves> __device__ __forceinline__ int token_of(int g, int t, int i) {
-  return g + 8 * (halves ? t / 2 : i / 2);
-}
-template <bool halves> __device__ __forceinline__ int column_of(int t, int i) {
-  return halves ? 2 * (t % 2) + i : 2 * t + i % 2;
-}
-
-// Attention over the 16 exact tokens from position `first` on: sinks, or the ring.
-template <int D, int NC, int L, bool halves>
-__device__ __forceinline__ void exact_tile(State<D, halves>& state, const Queries<D, NC, halves>& q, const Params& p, const Row& row,
-                                           int first_column, int first, bool sinks, const __half* keys,
-                                           const __half* values) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, run = reverse3(g);
-  const int first_slot = first % p.ring_slots, last = row.start + L - 1;
-  auto slot = [&](int i) {  // of token first + i
-    if (sinks) return min(first + i, p.num_sinks - 1);
-    const int s = first_slot + min(i, last - first);
-    return s >= p.ring_slots ? s - p.ring_slots : s;
-  };
-  const uint4* k0 = reinterpret_cast<const uint4*>(keys + slot(g) * D + t * (D / 4));
-  const uint4* k1 = reinterpret_cast<const uint4*>(keys + slot(g + 8) * D + t * (D / 4));
-  constexpr int K = halves ? 2 : 4;
-  float s[1][K];
-  if constexpr (halves) {
-    float c0[4] = {q.mean0, q.mean1, 0.f, 0.f}, c1[4] = {q.mean0, q.mean1, 0.f, 0.f};
-#pragma unroll
-    for (int u = 0; u < D / 32; u++) {
-      const uint4 a = k0[u], b = k1[u];
-      mma(c0, a.x, a.y, a.z, a.w, q.q[u][0], q.q[u][1]);
-      mma(c1, b.x, b.y, b.z, b.w, q.q[u][0], q.q[u][1]);
-    }
-    join_halves(s[0], c0, c1);
-  } else {
-    s[0][0] = s[0][2] = q.mean0;
-    s[0][1] = s[0][3] = q.mean1;
-#pragma unroll
-    for (int u = 0; u < D / 32; u++) {
-      const uint4 a = k0[u], b = k1[u];
-      mma(s[0], a.x, b.x, a.y, b.y, q.q[2 * u][0], q.q[2 * u][1]);
-      mma(s[0], a.z, b.z, a.w, b.w, q.q[2 * u + 1][0], q.q[2 * u + 1][1]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < K; i++) {
-    const int j = first + token_of<halves>(g, t, i), end = row.start + (first_column + column_of<halves>(t, i)) % L;
-    const int begin = max(p.num_sinks, pages_at(end, p.window) * kPage);
-    if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
-  }
-  state.raise(s);
-  unsigned w[2];
-  state.weigh(s[0], w);
-  const int at = run * (D / 8);
-  const uint4* v0 = reinterpret_cast<const uint4*>(values + slot(2 * t) * D + at);
-  const uint4* v1 = reinterpret_cast<const uint4*>(values + slot(2 * t + 1) * D + at);
-  const uint4* v2 = reinterpret_cast<const uint4*>(values + slot(2 * t + 8) * D + at);
-  const uint4* v3 = reinterpret_cast<const uint4*>(values + slot(2 * t + 9) * D + at);
-#pragma unroll
-  for (int u = 0; u < D / 64; u++) {
-    const uint4 a = v0[u], b = v1[u], c = v2[u], e = v3[u];
-#pragma unroll
-    for (int i = 0; i < 4; i++) add_values(state.o[4 * u + i], word(a, i), word(b, i), word(c, i), word(e, i), w);
-  }
-}
 
 // A warp's share of a round's pages, and where they lie: lane i knows page first + i.
 struct Share {
@@ -588,13 +562,14 @@ template <int units> struct Stream {
 };
 
 // Shared memory of the merge, where the tables were.
-struct Merge {
-  float warps[kWarps * 8 * 128];   // every warp's sums [warp][column][D]; then the products of write_out
-  float warp_stats[kWarps * 8 * 2];  // (max, sum) [warp][column]
-  float sums[8 * 128];             // [column][D]
-  float stats[8 * 2];              // (max, sum) [column]
-  float parts[1024];               // sums over parts of the splits
-  float weights[kMaxSplits * 8];   // [split][column]
+template <int D, int NC> struct Merge {
+  // Every warp's sums [warp][column][D]; then sums over parts of the splits [part][column][D]; then the products of
+  // write_out [part][column][D], 4 a thread and column.
+  float parts[kThreads * 4 * NC];
+  float warp_stats[kWarps * NC * 2];  // (max, sum) [warp][column]
+  float sums[NC * D];                 // [column][D]
+  float stats[NC * 2];                // (max, sum) [column]
+  float weights[kMaxSplits * NC];     // [split][column]
 };
 
 // Where dim i of a warp's sums lies: the 16-byte chunks of a run are turned by its g, so that lanes do not share banks.
@@ -604,31 +579,169 @@ template <int D> __device__ __forceinline__ int turned_dim(int i) {
   return run * (D / 8) + (chunk + reverse3(run)) % kChunks * 4 + i % 4;
 }
 
-// Merges the warps' states into sh.sums and sh.stats. meanwhile() runs once the block's queries are no longer needed.
-template <int D, int NC, bool halves, typename F>
-__device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh, F meanwhile) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, run = reverse3(g);
+// Leaves a lane's share of a column: dims 2i, 2i + 1 of its run are o[i][k], o[i][k + K / 2].
+template <int D, int NC, int N, int K>
+__device__ __forceinline__ void leave_column(Merge<D, NC>& sh, int column, const float (&o)[N][K], int k, float max, float sum) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, run = reverse3(g), at = warp * NC + column;
 #pragma unroll
-  for (int off = halves ? 2 : 4; off < 32; off <<= 1) {
-    st.sum0 += __shfl_xor_sync(kAll, st.sum0, off);
-    st.sum1 += __shfl_xor_sync(kAll, st.sum1, off);
+  for (int i = 0; i < N; i += 2)
+    *reinterpret_cast<float4*>(sh.parts + at * D + turned_dim<D>(run * (D / 8) + 2 * i)) =
+        make_float4(o[i][k], o[i][k + K / 2], o[i + 1][k], o[i + 1][k + K / 2]);
+  if (g == 0) {
+    sh.warp_stats[at * 2] = max;
+    sh.warp_stats[at * 2 + 1] = sum;
   }
-  __syncthreads();
-  meanwhile();
+}
+
+// The arithmetic of a warp: tables, queries, scores and values as float16, and its softmax state. Lane (g, t) holds
+// kScores scores of each tile of 16 tokens: token_of and column_of say whose.
+template <int D, int KD, int VD, int KG, int VG, int NC> struct HalfMath {
+  static constexpr bool kHalves = NC <= 4 && KD != 2;
+  static constexpr int kScores = kHalves ? 2 : 4, kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8;
+  static constexpr bool kWhole = false;  // queries are whole multiples of a unit
+  using KeyRow = TableRow<KD, KG, false>;
+  using ValueRow = TableRow<VD, VG, true>;
+  State<D, kHalves> state;
+  Queries<D, NC, kHalves> q;
+  unsigned key_column, value_column;
+
+  static __device__ __forceinline__ int token_of(int g, int t, int i) { return g + 8 * (kHalves ? t / 2 : i / 2); }
+  static __device__ __forceinline__ int column_of(int t, int i) { return kHalves ? 2 * (t % 2) + i : 2 * t + i % 2; }
+
+
+  __device__ __forceinline__ void load(const float*) {}
+  __device__ __forceinline__ void start() {
+    const int lane = threadIdx.x % 32;
+    key_column = (lane * KD * 2) & 127;
+    value_column = ((lane * VD * 2) & 127) | 128;
+    state.clear();
+  }
+  static __device__ __forceinline__ void store(Scratch<D>& sh, const Slots&, int slot, int column, int quarter, int rest,
+                                               float a, float b) {
+    store_halves<D, NC>(sh, slot, column, quarter, rest, a, b);
+  }
+  __device__ __forceinline__ void load(const Scratch<D>& sh, int slot) { q.load(sh, slot); }
+  __device__ __forceinline__ void load_exact(const Scratch<D>& sh, int slot) { q.load(sh, slot); }
+
+  // Scores of a page. take(n) gives unit n of its codes.
+  template <typename F>
+  __device__ __forceinline__ void score(float (&s)[4][kScores], const Scratch<D>&, F take) const {
+    if constexpr (kHalves) {
+      float c[8][4];
 #pragma unroll
-  for (int k = 0; k < 2; k++) {
-    if (2 * t + k < NC) {
-      float* to = sh.warps + (warp * NC + 2 * t + k) * D;
+      for (int o = 0; o < 8; o++) {
+        c[o][0] = q.mean0;
+        c[o][1] = q.mean1;
+        c[o][2] = c[o][3] = 0.f;
+      }
 #pragma unroll
-      for (int i = 0; i < D / 16; i += 2)
-        *reinterpret_cast<float4*>(to + turned_dim<D>(run * (D / 8) + 2 * i)) = make_float4(st.o[i][k], st.o[i][k + 2], st.o[i + 1][k], st.o[i + 1][k + 2]);
-      if (g == 0) {
-        sh.warp_stats[(warp * NC + 2 * t + k) * 2] = k ? st.max1 : st.max0;
-        sh.warp_stats[(warp * NC + 2 * t + k) * 2 + 1] = k ? st.sum1 : st.sum0;
+      for (int u = 0; u < kKeyUnits; u++) score_halves<D, KD>(c, take(u), u, q.q, key_column);
+#pragma unroll
+      for (int tile = 0; tile < 4; tile++) join_halves(s[tile], c[2 * tile], c[2 * tile + 1]);
+    } else {
+#pragma unroll
+      for (int tile = 0; tile < 4; tile++) {
+        s[tile][0] = s[tile][2] = q.mean0;
+        s[tile][1] = s[tile][3] = q.mean1;
+      }
+#pragma unroll
+      for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, take(u), u, q.q, key_column);
+    }
+  }
+
+  // Takes the page's values into the state.
+  template <typename F> __device__ __forceinline__ void add(const float (&s)[4][kScores], F take) {
+    state.raise(s);
+    unsigned w[4][2];
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) state.weigh(s[tile], w[tile]);
+#pragma unroll
+    for (int u = 0; u < kValueUnits; u++) value_unit<D, VD>(state.o, take(kKeyUnits + u), u, w, value_column);
+  }
+
+  // The same for 16 exact tokens: k0 and k1 are the lane's quarters of keys g and g + 8; values are two dims of tokens
+  // 2t, 2t + 1, 2t + 8, 2t + 9.
+  __device__ __forceinline__ void score_exact(float (&s)[kScores], const uint4* k0, const uint4* k1) const {
+    if constexpr (kHalves) {
+      float c0[4] = {q.mean0, q.mean1, 0.f, 0.f}, c1[4] = {q.mean0, q.mean1, 0.f, 0.f};
+#pragma unroll
+      for (int u = 0; u < D / 32; u++) {
+        const uint4 a = k0[u], b = k1[u];
+        mma(c0, a.x, a.y, a.z, a.w, q.q[u][0], q.q[u][1]);
+        mma(c1, b.x, b.y, b.z, b.w, q.q[u][0], q.q[u][1]);
+      }
+      join_halves(s, c0, c1);
+    } else {
+      s[0] = s[2] = q.mean0;
+      s[1] = s[3] = q.mean1;
+#pragma unroll
+      for (int u = 0; u < D / 32; u++) {
+        const uint4 a = k0[u], b = k1[u];
+        mma(s, a.x, b.x, a.y, b.y, q.q[2 * u][0], q.q[2 * u][1]);
+        mma(s, a.z, b.z, a.w, b.w, q.q[2 * u + 1][0], q.q[2 * u + 1][1]);
       }
     }
   }
-  __syncthreads();
+  __device__ __forceinline__ void weigh_exact(const float (&s)[1][kScores], unsigned (&w)[2]) {
+    state.raise(s);
+    state.weigh(s[0], w);
+  }
+  __device__ __forceinline__ void add_exact(int i, unsigned a, unsigned b, unsigned c, unsigned e, const unsigned (&w)[2]) {
+    add_values(state.o[i], a, b, c, e, w);
+  }
+
+  __device__ __forceinline__ void total_sums() {
+#pragma unroll
+    for (int off = kHalves ? 2 : 4; off < 32; off <<= 1) {
+      state.sum0 += __shfl_xor_sync(kAll, state.sum0, off);
+      state.sum1 += __shfl_xor_sync(kAll, state.sum1, off);
+    }
+  }
+  __device__ __forceinline__ void leave(Merge<D, NC>& sh) const {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+      if (2 * t + k < NC) leave_column<D, NC>(sh, 2 * t + k, state.o, k, k ? state.max1 : state.max0, k ? state.sum1 : state.sum0);
+  }
+};
+
+// Attention over the 16 exact tokens from position `first` on: sinks, or the ring.
+template <int D, int L, typename Math>
+__device__ __forceinline__ void exact_tile(Math& math, const Params& p, const Row& row, int first_column, int first,
+                                           bool sinks, const __half* keys, const __half* values) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, run = reverse3(g);
+  const int first_slot = first % p.ring_slots, last = row.start + L - 1;
+  auto slot = [&](int i) {  // of token first + i
+    if (sinks) return min(first + i, p.num_sinks - 1);
+    const int s = first_slot + min(i, last - first);
+    return s >= p.ring_slots ? s - p.ring_slots : s;
+  };
+  float s[1][Math::kScores];
+  math.score_exact(s[0], reinterpret_cast<const uint4*>(keys + slot(g) * D + t * (D / 4)),
+                   reinterpret_cast<const uint4*>(keys + slot(g + 8) * D + t * (D / 4)));
+#pragma unroll
+  for (int i = 0; i < Math::kScores; i++) {
+    const int j = first + Math::token_of(g, t, i), end = row.start + (first_column + Math::column_of(t, i)) % L;
+    const int begin = max(p.num_sinks, pages_at(end, p.window) * kPage);
+    if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
+  }
+  unsigned w[2];
+  math.weigh_exact(s, w);
+  const int at = run * (D / 8);
+  const uint4* v0 = reinterpret_cast<const uint4*>(values + slot(2 * t) * D + at);
+  const uint4* v1 = reinterpret_cast<const uint4*>(values + slot(2 * t + 1) * D + at);
+  const uint4* v2 = reinterpret_cast<const uint4*>(values + slot(2 * t + 8) * D + at);
+  const uint4* v3 = reinterpret_cast<const uint4*>(values + slot(2 * t + 9) * D + at);
+#pragma unroll
+  for (int u = 0; u < D / 64; u++) {
+    const uint4 a = v0[u], b = v1[u], c = v2[u], e = v3[u];
+#pragma unroll
+    for (int i = 0; i < 4; i++) math.add_exact(4 * u + i, word(a, i), word(b, i), word(c, i), word(e, i), w);
+  }
+}
+
+// Merges the warps' states, left in sh.parts and sh.warp_stats, into sh.sums and sh.stats.
+template <int D, int NC> __device__ __forceinline__ void merge_warps(Merge<D, NC>& sh) {
   for (int i = threadIdx.x; i < NC * D; i += kThreads) {
     const int c = i / D;
     float top = kNothingYet, total = 0.f, value = 0.f;
@@ -638,7 +751,7 @@ __device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh, F m
     for (int w = 0; w < kWarps; w++) {
       const float r = ex2(sh.warp_stats[(w * NC + c) * 2] - top);
       total += r * sh.warp_stats[(w * NC + c) * 2 + 1];
-      value += r * sh.warps[(w * NC + c) * D + turned_dim<D>(i % D)];
+      value += r * sh.parts[(w * NC + c) * D + turned_dim<D>(i % D)];
     }
     sh.sums[i] = value;
     if (i % D == 0) {
@@ -651,7 +764,7 @@ __device__ __forceinline__ void merge_warps(State<D, halves>& st, Merge& sh, F m
 
 // Merges a pair's splits into sh.sums and sh.stats.
 template <int D, int NC>
-__device__ __forceinline__ void merge_splits(Merge& sh, const float* partial, const float2* split_stats, int splits) {
+__device__ __forceinline__ void merge_splits(Merge<D, NC>& sh, const float* partial, const float2* split_stats, int splits) {
   constexpr int kQuads = NC * D / 4, kParts = kThreads / kQuads, kEarly = 16;
   const int c = threadIdx.x / 32, lane = threadIdx.x % 32, quad = threadIdx.x % kQuads, part = threadIdx.x / kQuads;
   const float4* quads = reinterpret_cast<const float4*>(partial) + quad;
@@ -715,7 +828,7 @@ __device__ __forceinline__ void wait_for_copy() { asm volatile("cp.async.wait_al
 
 // out = sums / total . inverse + mean. A thread multiplies 4 output dims with its part of the rows.
 template <typename T, int D, int NC>
-__device__ __forceinline__ void write_out(T* out, Merge& sh, const void* inverse, const float* mean, int num_columns) {
+__device__ __forceinline__ void write_out(T* out, Merge<D, NC>& sh, const void* inverse, const float* mean, int num_columns) {
   constexpr int kLanes = D / 4, kParts = kThreads / kLanes, kRows = D / kParts;
   const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
   const uint2* rows = static_cast<const uint2*>(inverse) + part * kRows * kLanes + x;
@@ -736,43 +849,57 @@ __device__ __forceinline__ void write_out(T* out, Merge& sh, const void* inverse
   }
 #pragma unroll
   for (int c = 0; c < NC; c++)
-    *reinterpret_cast<float4*>(sh.warps + (part * NC + c) * D + 4 * x) =
+    *reinterpret_cast<float4*>(sh.parts + (part * NC + c) * D + 4 * x) =
         make_float4(acc[c][0], acc[c][1], acc[c][2], acc[c][3]);
   __syncthreads();
   for (int i = threadIdx.x; i < num_columns * D; i += kThreads) {
     float v = 0.f;
 #pragma unroll
-    for (int k = 0; k < kParts; k++) v += sh.warps[k * NC * D + i];
+    for (int k = 0; k < kParts; k++) v += sh.parts[k * NC * D + i];
     out[i] = from_float<T>(v / sh.stats[i / D * 2 + 1] + mean[i % D]);
   }
 }
 
-template <typename T, int D, int KD, int VD, int KG, int VG, int HKV, int GQA, int L, bool PERM>
+template <typename T, int D, int KD, int VD, int KG, int VG, int HKV, int GQA, int L, bool PERM,
+          template <int, int, int, int, int, int> class MathOf>
 __device__ __forceinline__ void attend(const T* queries, const unsigned char* pool, const int* page_table,
                                        const __half* ring_keys, const __half* ring_values, const __half* sink_keys,
-                                       const __half* sink_values, const __half* key_tables, const __half* value_tables,
-                                       const __half* query_frags, const float* key_mean, const int* channels,
+                                       const __half* sink_values, const void* key_tables, const void* value_tables,
+                                       const float* steps, const __half* query_frags, const float* key_mean, const int* channels,
                                        const float* trig, const __half* value_inverse, const float* value_mean,
                                        const int* rows, const int* params, int* tickets, T* out, float* partial,
                                        float* split_stats) {
   constexpr int kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
-  constexpr int kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8, kHeadUnits = D / KD + D / VD;
-  constexpr bool kHalves = NC <= 4 && KD != 2;
+  constexpr int kHeadUnits = D / KD + D / VD;
+  using Math = MathOf<D, KD, VD, KG, VG, NC>;
+  using KeyRow = typename Math::KeyRow;
+  using ValueRow = typename Math::ValueRow;
   extern __shared__ __align__(1024) unsigned char smem[];
   Scratch<D>& sh = *reinterpret_cast<Scratch<D>*>(smem + kTableBytes);
-  const Params p = *reinterpret_cast<const Params*>(params);
-  if (__cvta_generic_to_shared(smem) != kSharedBase) return;  // outputs stay unwritten: the self-test sees it
   const int head = blockIdx.y % HKV;
   const uint4* frags = reinterpret_cast<const uint4*>(query_frags) + (size_t)head * (D / 16) * (D / 16) * 32;
-  fetch_lines(frags, D * D * 2);
-  fetch_lines(key_tables + (size_t)head * KG * 256 * KD, KG * 512 * KD);
-  fetch_lines(value_tables + (size_t)head * VG * 256 * VD, VG * 512 * VD);
-  const Row row = reinterpret_cast<const Row*>(rows)[blockIdx.z];
-  const int split = blockIdx.x;
-  if (split >= row.splits) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const unsigned char* head_keys = static_cast<const unsigned char*>(key_tables) + (size_t)head * KeyRow::kBytes;
+  const unsigned char* head_values = static_cast<const unsigned char*>(value_tables) + (size_t)head * ValueRow::kBytes;
   const int first_column = blockIdx.y / HKV * 8, num_columns = min(NC, kColumns - first_column);
   const size_t row_head = (size_t)blockIdx.z * HKV + head, query_offset = (row_head * kColumns + first_column) * D;
+  // None of these waits for what the host knows of the row.
+  fetch_lines<D * D * 2>(frags);
+  fetch_lines<KeyRow::kBytes>(head_keys);
+  fetch_lines<ValueRow::kBytes>(head_values);
+  if (threadIdx.x * 128 < num_columns * D * sizeof(T)) prefetch(queries + query_offset + threadIdx.x * (128 / sizeof(T)));
+  const Params p = load_now(reinterpret_cast<const Params*>(params));
+  const Row row = load_now(reinterpret_cast<const Row*>(rows) + blockIdx.z);
+  Turner<T, D, NC, PERM> turner(queries + query_offset, key_mean + head * D, channels, num_columns);
+  Math math;
+  math.load(steps + head * (KG + VG + 1));
+  KeyRow key_row;
+  ValueRow value_row;
+  key_row.load(head_keys);
+  value_row.load(head_values);
+  const int split = blockIdx.x;
+  if (__cvta_generic_to_shared(smem) != kSharedBase) return;  // outputs stay unwritten: the self-test sees it
+  if (split >= row.splits) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int num_sinks = p.num_sinks, bucket_pages = p.bucket_pages;
   const bool has_exact = split == row.splits - 1;
   const int begin = min(split * p.pages_per_split, row.num_pages);
@@ -792,15 +919,10 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     return slots;
   };
 
-  // Ask for everything the start needs, nearest first; then for the first pages, which would stand in its way.
+  // Ask for the rest of what the start needs; then for the first pages, which would stand in its way.
   int from = begin, to = round_end(0);
   Slots slots = slots_of(0, from, to);
-  Turner<T, D, NC, PERM> turner(queries + query_offset, key_mean + head * D, channels, num_columns);
-  TableRow<KD, KG, false> key_row;
-  TableRow<VD, VG, true> value_row;
   Maker<D, NC> maker;
-  key_row.load(key_tables + (size_t)head * KG * 256 * KD);
-  value_row.load(value_tables + (size_t)head * VG * 256 * VD);
   turner.load(slots, trig, 0);
   Share share(p, table, head * kHeadUnits, from, to);
   share.fetch(pool, kHeadUnits * 64);
@@ -814,31 +936,32 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       prefetch(ring_values + at);
     }
   }
+  if constexpr (Math::kWhole) turner.set_unit(sh, math.bound * p.scale);
   turner.turn(sh, slots, trig, p.scale);
   maker.load(frags);
   key_row.spread(smem);
   value_row.spread(smem);
   if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
+  const auto store = [&](int slot, int column, int quarter, int rest, float a, float b) {
+    math.store(sh, slots, slot, column, quarter, rest, a, b);
+  };
   __syncthreads();
-  maker.make(sh, slots.num_slots);
+  maker.make(sh, slots.num_slots, store);
   __syncthreads();
 
-  const unsigned key_column = (lane * KD * 2) & 127, value_column = ((lane * VD * 2) & 127) | 128;
-  State<D, kHalves> state;
-  state.clear();
-  Queries<D, NC, kHalves> q;
+  math.start();
   for (int round = 0;;) {
-    Stream<kKeyUnits + kValueUnits> codes;
+    Stream<Math::kKeyUnits + Math::kValueUnits> codes;
     if (to == end && has_exact) {
       const int sink_tiles = (num_sinks + 15) / 16, ring_tiles = (row.start + L - 1 - first_exact) / 16 + 1;
       for (int i = warp; i < sink_tiles + ring_tiles; i += kWarps) {
         const bool sinks = i < sink_tiles;
         const int first = sinks ? i * 16 : first_exact + (i - sink_tiles) * 16;
-        q.load(sh, slots.num_page_slots +
-                       (sinks ? 0 : 1 + divide(first / kPage, p.bucket_magic) - row.exact_bucket));
-        exact_tile<D, NC, L, kHalves>(state, q, p, row, first_column, first, sinks,
-                             sinks ? sink_keys + row_head * num_sinks * D : ring_keys + row_head * p.ring_slots * D,
-                             sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
+        math.load_exact(sh, slots.num_page_slots +
+                                (sinks ? 0 : 1 + divide(first / kPage, p.bucket_magic) - row.exact_bucket));
+        exact_tile<D, L>(math, p, row, first_column, first, sinks,
+                         sinks ? sink_keys + row_head * num_sinks * D : ring_keys + row_head * p.ring_slots * D,
+                         sinks ? sink_values + row_head * num_sinks * D : ring_values + row_head * p.ring_slots * D);
       }
     }
     const uint4* page = share.page(pool, 0);
@@ -846,55 +969,30 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
     int in_bucket = (slot + slots.first_bucket + 1) * bucket_pages - share.first;  // pages left in the bucket
     if (share.count > 0) {
       codes.start(page);
-      q.load(sh, slot);
+      math.load(sh, slot);
     }
     for (int i = 0; i < share.count; i++) {
       if (in_bucket-- == 0) {
-        q.load(sh, ++slot);
+        math.load(sh, ++slot);
         in_bucket = bucket_pages - 1;
       }
       // Past the last page the loads repeat it; nobody reads them.
       const uint4* next = share.page(pool, min(i + 1, share.count - 1));
-      constexpr int K = kHalves ? 2 : 4;
-      float s[4][K];
-      if constexpr (kHalves) {
-        float c[8][4];
-#pragma unroll
-        for (int o = 0; o < 8; o++) {
-          c[o][0] = q.mean0;
-          c[o][1] = q.mean1;
-          c[o][2] = c[o][3] = 0.f;
-        }
-#pragma unroll
-        for (int u = 0; u < kKeyUnits; u++) score_halves<D, KD>(c, codes.take(u, page, next), u, q.q, key_column);
-#pragma unroll
-        for (int tile = 0; tile < 4; tile++) join_halves(s[tile], c[2 * tile], c[2 * tile + 1]);
-      } else {
-#pragma unroll
-        for (int tile = 0; tile < 4; tile++) {
-          s[tile][0] = s[tile][2] = q.mean0;
-          s[tile][1] = s[tile][3] = q.mean1;
-        }
-#pragma unroll
-        for (int u = 0; u < kKeyUnits; u++) score_unit<D, KD>(s, codes.take(u, page, next), u, q.q, key_column);
-      }
+      const auto take = [&](int n) { return codes.take(n, page, next); };
+      float s[4][Math::kScores];
+      math.score(s, sh, take);
       const int at = share.first + i;
       if (at == 0 || at >= row.min_pages) {
         const int first = at == 0 ? num_sinks : 0;
-        const bool seen[2] = {at < sh.pages_seen[column_of<kHalves>(t, 0)], at < sh.pages_seen[column_of<kHalves>(t, 1)]};
 #pragma unroll
-        for (int tile = 0; tile < 4; tile++)
+        for (int k = 0; k < Math::kScores; k++) {
+          const bool seen = at < sh.pages_seen[Math::column_of(t, k)];
 #pragma unroll
-          for (int k = 0; k < K; k++)
-            s[tile][k] = (tile * 16 + token_of<kHalves>(g, t, k) >= first) & seen[k % 2] ? s[tile][k] : kMasked;
+          for (int tile = 0; tile < 4; tile++)
+            s[tile][k] = (tile * 16 + Math::token_of(g, t, k) >= first) & seen ? s[tile][k] : kMasked;
+        }
       }
-      state.raise(s);
-      unsigned w[4][2];
-#pragma unroll
-      for (int tile = 0; tile < 4; tile++) state.weigh(s[tile], w[tile]);
-#pragma unroll
-      for (int u = 0; u < kValueUnits; u++)
-        value_unit<D, VD>(state.o, codes.take(kKeyUnits + u, page, next), u, w, value_column);
+      math.add(s, take);
       page = next;
     }
     if (to == end) break;
@@ -909,20 +1007,24 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
       next_turner.load(slots, trig, 0);
       Maker<D, NC> next_maker;
       __syncthreads();  // nobody reads the last round's queries any more
-          next_turner.turn(sh, slots, trig, p.scale);
+      next_turner.turn(sh, slots, trig, p.scale);
       next_maker.load(frags);
       __syncthreads();
-      next_maker.make(sh, slots.num_slots);
+      next_maker.make(sh, slots.num_slots, store);
       __syncthreads();
     }
   }
-  if (split == 0) fetch_lines(value_inverse + (size_t)head * D * D, D * D * 2);
+  if (split == 0) fetch_lines<D * D * 2>(value_inverse + (size_t)head * D * D);
 
-  Merge& merged = *reinterpret_cast<Merge*>(smem);
+  Merge<D, NC>& merged = *reinterpret_cast<Merge<D, NC>*>(smem);
+  static_assert(sizeof(merged) <= kTableBytes);
   const __half* inverse = value_inverse + (size_t)head * D * D;
-  merge_warps<D, NC, kHalves>(state, merged, [&] {
-    if (row.splits == 1) copy_inverse<D>(&sh, inverse);
-  });
+  math.total_sums();
+  __syncthreads();  // nobody reads tables or queries any more
+  if (row.splits == 1) copy_inverse<D>(&sh, inverse);
+  math.leave(merged);
+  __syncthreads();
+  merge_warps(merged);
   if (row.splits > 1) {
     const int pair = blockIdx.z * gridDim.y + blockIdx.y;
     const size_t base = (size_t)pair * gridDim.x;

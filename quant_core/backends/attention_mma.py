@@ -1,4 +1,4 @@
-"""Decode attention on NVIDIA tensor cores: host side of metal_shaders/kernels/vq_attention_mma.cu.
+"""Decode attention on NVIDIA tensor cores: host side of metal_shaders/kernels/vq_attention_mma.cu and ..._int8.cu.
 
 A second kernel for what the portable `vq_attention` computes, CUDA only, faster, for the geometries `supports` names.
 """
@@ -19,6 +19,7 @@ from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import KernelError
 from quant_core.rotary import Rotary
 from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.table_grid import multiples
 
 # Blocks that run at once: two on each of an H100's 132 multiprocessors. Only the choice of splits depends on it.
 RESIDENT_BLOCKS = 264
@@ -27,28 +28,49 @@ NUM_THREADS = 256
 _MAX_COLUMNS, _MAX_SPLITS = 8, 512
 _TABLE_BYTES = 65536
 _QUERY_COLS = 80
-_SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 64 for d in HEAD_DIMS}
+_SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 96 for d in HEAD_DIMS}
 # What a block costs besides its pages (tables, queries, merge), and the exact tokens, in pages.
 _BLOCK_COST, _EXACT_PAGES = 12, 4
+# What the int8 kernel takes: query columns and sub-vector sizes. Its queries' largest number: see kMaxQuery.
+_INT8_COLUMNS, _INT8_SUBVEC_DIMS, _MAX_QUERY = 4, (4, 8), 32512
 # Concurrent calls must not share merge tickets; far more than can be in flight.
 _NUM_TICKETS = 64
 
 _INPUTS = (
     "queries", "pool", "page_table", "ring_keys", "ring_values", "sink_keys", "sink_values", "key_tables",
-    "value_tables", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "rows", "params",
-    "tickets",
+    "value_tables", "steps", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "rows",
+    "params", "tickets",
 )  # fmt: skip
 _OUTPUTS = ("out", "partial", "split_stats")
-_BODY = (
-    "::vecinfer_mma::attend<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM>("
-    + ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in _INPUTS + _OUTPUTS)
-    + ");"
-)
 
 
-def kernel_text() -> str:
-    """The kernel's file, as it is compiled."""
-    return strip_comments(read("kernels/vq_attention_mma.cu"))
+@dataclass(frozen=True)
+class Variant:
+    """An arithmetic of the kernel.
+
+    Attributes:
+        math: its class in the kernel's text.
+        files: the text.
+    """
+
+    math: str
+    files: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The kernel's files, as they are compiled."""
+        return "".join(strip_comments(read(f"kernels/{name}.cu")) for name in self.files)
+
+    @property
+    def body(self) -> str:
+        """The kernel's call."""
+        arguments = ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in _INPUTS + _OUTPUTS)
+        template = f"T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, ::vecinfer_mma::{self.math}"
+        return f"::vecinfer_mma::attend<{template}>({arguments});"
+
+
+HALF = Variant("HalfMath", ("vq_attention_mma",))
+INT8 = Variant("Int8Math", ("vq_attention_mma", "vq_attention_mma_int8"))
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,16 @@ class _Prepared:
     permuted: bool
 
 
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """Tables `[Hkv, G, 256, d]` as a variant reads them, and `steps`, which only INT8 reads."""
+
+    variant: Variant
+    keys: mx.array
+    values: mx.array
+    steps: mx.array
+
+
 def _channel_order(rotary: Rotary | None, head_dim: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Channels with the first of every rotary pair in the first half and its partner D/2 later."""
     if rotary is None:
@@ -120,6 +152,37 @@ def _prepare(codec: LayerCodec) -> _Prepared:
     )
     mx.eval(prepared.query_frags, prepared.key_mean, prepared.channels, prepared.value_inverse)
     return prepared
+
+
+@lru_cache(maxsize=512)
+def _int8_tables(codec: LayerCodec) -> _Tables | None:
+    """The tables as int8; None: the kernel cannot take them, or they are not on a grid.
+
+    `steps [Hkv, KG + VG + 1]`: of the key tables, of the value tables, and what bounds a step's query in
+    `|q~_i| step_i <= max_i(||row i of the inverse|| step_i) ||q'||` (Cauchy-Schwarz), over kMaxQuery.
+    """
+    halves = codec.keys, codec.values
+    if any(s.subvec_dim not in _INT8_SUBVEC_DIMS for half in halves for s in half.spec.sections):
+        return None
+    grids = [multiples(np.array(half.codebooks[0].astype(mx.float32))) for half in halves]
+    if grids[0] is None or grids[1] is None:
+        return None
+    (keys, key_steps), (values, value_steps) = grids[0], grids[1]
+    rows = np.linalg.norm(np.array(codec.keys.inverse.astype(mx.float32)), axis=-1)
+    largest = (rows.reshape(*key_steps.shape, -1) * key_steps[..., None]).max(axis=(1, 2))
+    steps = np.concatenate([key_steps, value_steps, largest[:, None] / _MAX_QUERY], axis=1).astype(np.float32)
+    tables = _Tables(INT8, *(mx.array(a) for a in (keys.view(np.uint8), values.view(np.uint8), steps)))
+    mx.eval(tables.keys, tables.values, tables.steps)
+    return tables
+
+
+@lru_cache(maxsize=1024)
+def _tables(codec: LayerCodec, columns: int) -> _Tables:
+    """The fastest variant for this many query columns of a KV head, and its tables."""
+    int8 = _int8_tables(codec) if columns <= _INT8_COLUMNS else None
+    if int8 is not None:
+        return int8
+    return _Tables(HALF, codec.keys.codebooks[0], codec.values.codebooks[0], codec.keys.mean)
 
 
 @lru_cache(maxsize=64)
@@ -207,7 +270,7 @@ class AttentionMma:
 
     def __init__(self, resident_blocks: int = RESIDENT_BLOCKS) -> None:
         self._resident = resident_blocks
-        self._kernels: dict[int, Any] = {}
+        self._kernels: dict[tuple[Variant, int], Any] = {}
         self._tickets: list[mx.array] = []
         self._calls = 0
 
@@ -231,6 +294,8 @@ class AttentionMma:
         hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
         columns = gqa_factor * new_len
         groups = -(-columns // _MAX_COLUMNS)
+        tables = _tables(codec, columns)
+        variant = tables.variant
         rows, plan = _rows(starts, new_len, window, hkv * groups, self._resident)
         pairs, shown = batch * hkv * groups, min(columns, _MAX_COLUMNS)
         num_buckets = 64
@@ -244,13 +309,13 @@ class AttentionMma:
             codes.page_bytes, codes.layer.offset,
         )  # fmt: skip
         scratch = pairs * plan.num_splits * shown if plan.num_splits > 1 else 1
-        out: mx.array = self._kernel(dim)(
+        out: mx.array = self._kernel(variant, dim)(
             inputs=[
                 queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
-                codec.keys.codebooks[0], codec.values.codebooks[0], prepared.query_frags, prepared.key_mean,
-                prepared.channels, _trig(codec.rotary, dim, window.bucket_len, num_buckets), prepared.value_inverse,
-                codec.values.mean, rows, params, self._next_tickets(pairs),
+                tables.keys, tables.values, tables.steps, prepared.query_frags, prepared.key_mean, prepared.channels,
+                _trig(codec.rotary, dim, window.bucket_len, num_buckets), prepared.value_inverse, codec.values.mean,
+                rows, params, self._next_tickets(pairs),
             ],
             template=[
                 ("T", queries.dtype), ("D", dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
@@ -264,19 +329,19 @@ class AttentionMma:
         )[0]  # fmt: skip
         return out
 
-    def _kernel(self, head_dim: int) -> Any:
-        if head_dim not in self._kernels:
+    def _kernel(self, variant: Variant, head_dim: int) -> Any:
+        if (variant, head_dim) not in self._kernels:
             if not mx.cuda.is_available():
                 raise KernelError("vq_attention_mma runs on NVIDIA GPUs only; choose another back end")
-            self._kernels[head_dim] = mx.fast.cuda_kernel(
-                name=f"vq_attention_mma_{head_dim}",
+            self._kernels[variant, head_dim] = mx.fast.cuda_kernel(
+                name=f"{variant.files[-1]}_{head_dim}",
                 input_names=list(_INPUTS),
                 output_names=list(_OUTPUTS),
-                source=_BODY,
-                header=by_name(kernel_text()),
+                source=variant.body,
+                header=by_name(variant.text),
                 shared_memory=_SHARED_BYTES[head_dim],
             )
-        return self._kernels[head_dim]
+        return self._kernels[variant, head_dim]
 
     def _next_tickets(self, pairs: int) -> mx.array:
         """Zeroed counters that no call in flight uses; the kernel leaves them zero again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from quant_core.cache.layout import LayerLayout
 from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
 from quant_core.rotary import Rotary
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.table_grid import multiples, snap
 
 # Tokens a row holds before its queries: none, one, both sides of a page's end, several buckets, many splits.
 ROW_LENS = (0, 1, 63, 64, 65, 700, 2000)
@@ -50,10 +52,16 @@ class Case:
         keys, values, r, w = self.codec.keys.spec, self.codec.values.spec, self.codec.rotary, self.window
         turned = "no rope" if r is None else f"rope {r.dims}{' interleaved' if r.traditional else ''}"
         dtype = str(self.dtype).removeprefix("mlx.core.")
+        grid = ", tables on a grid" if _on_grid(self.codec.keys) and _on_grid(self.codec.values) else ""
         return (
             f"D{keys.head_dim} Hkv{self.codec.num_kv_heads} gqa{self.gqa_factor} K{_spec(keys)} V{_spec(values)} "
-            f"{dtype}, {turned}, window {w.window}/{w.num_sink_tokens}/{w.bucket_len}"
+            f"{dtype}, {turned}, window {w.window}/{w.num_sink_tokens}/{w.bucket_len}{grid}"
         )
+
+
+@lru_cache(maxsize=512)
+def _on_grid(codec: VectorCodec) -> bool:
+    return all(multiples(np.array(t.astype(mx.float32))) is not None for t in codec.codebooks)
 
 
 def _spec(spec: VQSpec) -> str:
@@ -151,9 +159,12 @@ def _codes(case: Case, query_len: int, rng: np.random.Generator) -> PagedCodes:
 
 
 def random_layer_codec(
-    num_kv_heads: int, keys: VQSpec, values: VQSpec, rotary: Rotary | None, seed: int = 0
+    num_kv_heads: int, keys: VQSpec, values: VQSpec, rotary: Rotary | None, seed: int = 0, on_grid: bool = True
 ) -> LayerCodec:
-    """A codec of this geometry with random tables and well-conditioned transforms."""
+    """A codec of this geometry with random tables and well-conditioned transforms.
+
+    `on_grid`: the tables lie on a grid (table_grid.py), as fitted ones do.
+    """
     rng = np.random.default_rng(seed)
 
     def vector_codec(spec: VQSpec) -> VectorCodec:
@@ -165,30 +176,37 @@ def random_layer_codec(
             mx.array(rng.standard_normal((num_kv_heads, dim)) * 0.2, mx.float32),
             mx.array(transform, mx.float32),
             mx.array(np.linalg.inv(transform), mx.float32),
-            tuple(_table(rng, num_kv_heads, s.num_codebooks, s.subvec_dim) for s in spec.sections),
+            tuple(
+                _table(rng, (num_kv_heads, s.num_codebooks, NUM_CENTROIDS, s.subvec_dim), on_grid)
+                for s in spec.sections
+            ),
         )
 
     return LayerCodec(vector_codec(keys), vector_codec(values), rotary)
 
 
-def _table(rng: np.random.Generator, heads: int, tables: int, subvec_dim: int) -> mx.array:
-    return mx.array(rng.standard_normal((heads, tables, NUM_CENTROIDS, subvec_dim)), mx.float16)
+def _table(rng: np.random.Generator, shape: tuple[int, ...], on_grid: bool) -> mx.array:
+    table = rng.standard_normal(shape)
+    return mx.array(snap(table) if on_grid else table, mx.float16)
 
 
 def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:
-    """Geometries of common models, and one of each odd kind: 3 bits, interleaved, partial and no rope, no sinks."""
+    """Geometries of common models, and one of each odd kind: 3 bits, interleaved, partial and no rope, no sinks.
 
-    def case(dim: int, heads: int, gqa: int, bits: tuple[int, int], rotary_dims: int, traditional: bool, **extra: Any
-             ) -> Case:  # fmt: skip
+    One has tables off the grid, as k-means leaves them: the tensor-core kernel multiplies those as float16.
+    """
+
+    def case(dim: int, heads: int, gqa: int, bits: tuple[int, int], rotary_dims: int, traditional: bool,
+             on_grid: bool = True, **extra: Any) -> Case:  # fmt: skip
         angles = 1e4 ** -(np.arange(0, rotary_dims, 2) / max(1, rotary_dims))
         rotary = Rotary(dim, angles, traditional) if rotary_dims else None
         specs = VQSpec.for_bits(dim, bits[0]), VQSpec.for_bits(dim, bits[1])
         window = WindowSpec(**extra)
-        return Case(random_layer_codec(heads, *specs, rotary), gqa, dtype, window, query_lens=(1, 8))
+        return Case(random_layer_codec(heads, *specs, rotary, on_grid=on_grid), gqa, dtype, window, query_lens=(1, 8))
 
     return [
         case(128, 8, 4, (2, 2), 128, False),
-        case(64, 3, 3, (2, 2), 64, True),
+        case(64, 3, 3, (2, 2), 64, True, on_grid=False),
         case(80, 2, 1, (3, 1), 32, False, bucket_len=128),
         case(256, 1, 8, (4, 4), 256, False, window=128, num_sink_tokens=0),
         case(96, 2, 6, (1, 3), 0, False, bucket_len=64),

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_core.backends import attention_mma
-from quant_core.backends.attention_mma import AttentionMma, plan_splits
+from quant_core.backends import attention_mma, trial
+from quant_core.backends.attention_mma import HALF, INT8, AttentionMma, Variant, plan_splits
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.backends.selftest import prove
 from quant_core.backends.trial import Case, make_trial, random_layer_codec
 from quant_core.rotary import Rotary
 from quant_core.spec import VQSpec, WindowSpec
+from tests.kernels.cuda_on_cpu import CpuAttentionMma
+from tests.msl_on_cpu import compiler
 
 
-def _case(dim: int, heads: int, gqa: int, key_bits: int, value_bits: int, traditional: bool = False) -> Case:
+def _case(
+    dim: int, heads: int, gqa: int, key_bits: int, value_bits: int, traditional: bool = False, on_grid: bool = True
+) -> Case:
     rotary = Rotary(dim, 1e4 ** -(np.arange(0, dim, 2) / dim), traditional)
-    codec = random_layer_codec(heads, VQSpec.for_bits(dim, key_bits), VQSpec.for_bits(dim, value_bits), rotary)
+    specs = VQSpec.for_bits(dim, key_bits), VQSpec.for_bits(dim, value_bits)
+    codec = random_layer_codec(heads, *specs, rotary, on_grid=on_grid)
     return Case(codec, gqa, mx.float16, WindowSpec(), query_lens=(1, 2, 8))
 
 
@@ -31,12 +38,41 @@ GEOMETRIES = [
 
 
 @pytest.mark.skipif(not mx.cuda.is_available(), reason="not run: no NVIDIA GPU")
+@pytest.mark.parametrize("on_grid", [True, False], ids=["grid", "no grid"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_equals_the_reference(geometry: tuple[int, int, int, int, int, bool]) -> None:
+def test_equals_the_reference(geometry: tuple[int, int, int, int, int, bool], on_grid: bool) -> None:
+    """Tables on a grid are multiplied as int8 where few columns ask, all others as float16."""
     backend = CompositeBackend(ReferenceBackend(), AttentionMma())
-    verdict = prove("vq_attention_mma", backend, [_case(*geometry)])
+    verdict = prove("vq_attention_mma", backend, [_case(*geometry, on_grid)])
     assert verdict.passed, verdict.detail
     assert verdict.num_checks > 0
+
+
+@pytest.mark.skipif(not compiler.available(), reason=f"not run: {compiler.CLANG} is not installed")
+@pytest.mark.parametrize(
+    "geometry,on_grid,query_len",
+    [
+        ((128, 1, 4, 2, 2, False), True, 1), ((64, 2, 3, 2, 2, True), True, 1), ((64, 1, 2, 1, 2, False), True, 2),
+        ((128, 1, 1, 2, 1, False), True, 3), ((64, 2, 3, 2, 2, False), False, 1), ((128, 1, 8, 4, 2, True), True, 2),
+    ],
+)  # fmt: skip
+def test_equals_the_reference_on_the_cpu(
+    geometry: tuple[int, int, int, int, int, bool], on_grid: bool, query_len: int
+) -> None:
+    case = replace(_case(*geometry, on_grid), query_lens=(query_len,), row_lens=(0, 1, 65, 700))
+    verdict = prove("vq_attention_mma", CompositeBackend(ReferenceBackend(), CpuAttentionMma()), [case])
+    assert verdict.passed, verdict.detail
+    assert verdict.num_checks == len(case.row_lens) + 1
+
+
+@pytest.mark.skipif(not compiler.available(), reason=f"not run: {compiler.CLANG} is not installed")
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_a_late_large_score_scales_what_came_before(on_grid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores four times as far apart as the self-test's: a page's largest then exceeds the maximum by its headroom."""
+    monkeypatch.setattr(trial, "_SCORE_SPREAD", 8.0)
+    case = replace(_case(64, 1, 3, 2, 2, on_grid=on_grid), query_lens=(1,), row_lens=(2000,))
+    verdict = prove("vq_attention_mma", CompositeBackend(ReferenceBackend(), CpuAttentionMma()), [case])
+    assert verdict.passed, verdict.detail
 
 
 @given(st.lists(st.integers(0, 16384), min_size=1, max_size=64), st.integers(1, 64))
@@ -57,8 +93,8 @@ def test_large_shapes_fill_one_wave(batch: int, context: int) -> None:
 
 @pytest.mark.parametrize("bits,head_dim", [((3, 2), 128), ((2, 3), 64), ((2, 2), 96), ((2, 2), 256)])
 def test_other_geometries_are_left_to_the_portable_kernel(bits: tuple[int, int], head_dim: int) -> None:
-    trial = make_trial(_case(head_dim, 1, 1, *bits), 1)
-    supported = AttentionMma().supports(trial.queries, trial.rings, trial.codes, trial.case.codec, trial.case.window)
+    t = make_trial(_case(head_dim, 1, 1, *bits), 1)
+    supported = AttentionMma().supports(t.queries, t.rings, t.codes, t.case.codec, t.case.window)
     assert not supported
 
 
@@ -70,3 +106,35 @@ def test_query_operands_hold_the_inverse() -> None:
     head, tile, step, g, t = 1, 2, 3, 5, 1
     rows = inverse[head, 16 * tile + 2 * g : 16 * tile + 2 * g + 2, 16 * step + 4 * t : 16 * step + 4 * t + 4]
     assert np.array_equal(frags[head, tile, step, g, t], rows.reshape(2, 2, 2).swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    "bits,on_grid,columns,variant",
+    [
+        ((2, 2), True, 4, INT8), ((1, 2), True, 1, INT8), ((2, 2), True, 5, HALF), ((2, 2), False, 4, HALF),
+        ((4, 2), True, 4, HALF), ((2, 4), True, 4, HALF),
+    ],
+)  # fmt: skip
+def test_int8_takes_few_columns_of_tables_on_a_grid(
+    bits: tuple[int, int], on_grid: bool, columns: int, variant: Variant
+) -> None:
+    codec = _case(64, 2, 1, *bits, on_grid=on_grid).codec
+    assert attention_mma._tables(codec, columns).variant == variant
+
+
+def test_int8_tables_times_steps_are_the_tables() -> None:
+    codec = _case(128, 3, 1, 2, 1).codec
+    tables = attention_mma._tables(codec, 1)
+    keys, values = codec.keys.codebooks[0], codec.values.codebooks[0]
+    split, steps = keys.shape[1], np.array(tables.steps)
+    for got, step, want in ((tables.keys, steps[:, :split], keys), (tables.values, steps[:, split:-1], values)):
+        assert np.array_equal(np.array(got).view(np.int8) * step[..., None, None], np.array(want, np.float32))
+
+
+def test_int8_queries_fit_16_bits() -> None:
+    """Even the query along the longest row: `|q~_i| step_i` over the unit of `||q'||` stays below 2^15 - 128."""
+    codec = _case(64, 2, 1, 2, 2).codec
+    inverse, steps = np.array(codec.keys.inverse), np.array(attention_mma._tables(codec, 1).steps)
+    rows = inverse * np.repeat(steps[:, : codec.keys.codebooks[0].shape[1]], 16, axis=1)[..., None]
+    longest = np.linalg.norm(rows, axis=-1).max(axis=1)
+    assert np.allclose(longest / steps[:, -1], 32512, rtol=1e-5)

@@ -21,6 +21,8 @@ from quant_core.spec import VQSpec
 
 # Of the time a fit takes, the part that reads the text; a bar needs no more accuracy.
 READING = 0.5
+# Of the rest, the part that tunes, where tables are tuned.
+TUNING = 0.7
 
 
 class PackedMethod:
@@ -97,23 +99,22 @@ class PackedMethod:
                 except StopIteration as end:
                     specs = end.value
                     break
+        tuning_tokens = text.tuning_tokens if self._tuned else 0
+        share = (1 - READING) * (1 - TUNING if tuning_tokens else 1.0)
         layers: dict[int, LayerCodec] = {}
         for index, layer in samples.items():
             run = fit_layer(layer, *specs[index], self._transform, text.seed, index)
             while True:
                 try:
                     next(run)
-                    yield READING + (1 - READING) * len(layers) / len(samples)
+                    yield READING + share * len(layers) / len(samples)
                 except StopIteration as end:
                     layers[index] = end.value.codec
                     break
-        if not self._tuned:
-            return layers
-        tuning = tune(text.model, layers, text.windows, text.window, text.tuning_tokens)
+        tuning = tune(text.model, layers, text.windows, text.window, tuning_tokens)
         while True:
             try:
-                next(tuning)
-                yield 1.0
+                yield READING + share + (1 - READING - share) * next(tuning) / tuning_tokens
             except StopIteration as end:
                 tuned: dict[int, LayerCodec] = end.value[0]
                 return tuned
