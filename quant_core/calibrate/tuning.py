@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # Tokens read at a time; memory grows with its square.
 TUNING_LEN = 1024
+# Tokens of the trial that measures a token's memory, and the share of the free memory a step may take.
+TRIAL_LEN = 128
+MEMORY_SHARE = 0.6
 # Adam's, per channel of a sub-vector (the entries of a fine table lie closer), where vectors have RMS 1; falls to a
 # tenth along a cosine.
 LEARNING_RATE = 2.5e-3
@@ -59,10 +62,7 @@ def tune(
         operation has no gradient, or memory is short.
     """
     patch.install()
-    parts = [list(w[at : at + TUNING_LEN]) for w in windows for at in range(0, len(w), TUNING_LEN)]
-    parts = [p for p in parts if window.num_code_pages(len(p) - 1) > 0]
-    num_steps = num_tokens * len(parts) // max(1, sum(map(len, parts)))
-    if not num_steps or len(layers) != len(make_prompt_cache(model)):
+    if not num_tokens or not windows or len(layers) != len(make_prompt_cache(model)):
         return layers, None
     codecs = [layers[i] for i in sorted(layers)]
     # Adam moves every number alike; divided by d, the entries of large sub-vectors move further.
@@ -70,6 +70,17 @@ def tune(
         {kind: [c.astype(mx.float32) / c.shape[-1] for c in of.codebooks] for kind, of in _kinds(layer)}
         for layer in codecs
     ]
+    try:
+        length = _affordable_len(model, codecs, numbers, list(windows[0][:TRIAL_LEN]), window)
+    except (RuntimeError, ValueError) as error:  # an operation without a gradient
+        log.warning("tables are not tuned: %s", error)
+        return layers, None
+    parts = [list(w[at : at + length]) for w in windows for at in range(0, len(w), length)]
+    parts = [p for p in parts if window.num_code_pages(len(p) - 1) > 0]
+    num_steps = num_tokens * len(parts) // max(1, sum(map(len, parts)))
+    if not num_steps:
+        log.warning("tables are not tuned: memory or text is short for windows that read codes")
+        return layers, None
     adam = optim.Adam(optim.cosine_decay(LEARNING_RATE, num_steps, LEARNING_RATE / 10), betas=[0.9, 0.95])
     losses, done = [], 0
     for step in range(num_steps):
@@ -103,6 +114,25 @@ def tune(
 
 def _kinds(layer: LayerCodec) -> list[tuple[str, VectorCodec]]:
     return [("keys", layer.keys), ("values", layer.values)]
+
+
+def _affordable_len(
+    model: Any, codecs: list[LayerCodec], numbers: Tables, tokens: list[int], window: WindowSpec
+) -> int:
+    """TUNING_LEN, or the tokens that MEMORY_SHARE of the device's free memory is enough for, by a short trial.
+
+    Memory is counted as if it grew with the tokens only; what grows with their square is small at TUNING_LEN.
+    """
+    info = mx.device_info()
+    limit = int(info.get("max_recommended_working_set_size", 0) or info.get("total_memory", 0))
+    if not limit or not tokens:
+        return TUNING_LEN
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(_loss_and_gradient(model, codecs, numbers, tokens, window))
+    per_token = max(1, (mx.get_peak_memory() - held) // len(tokens))
+    affordable = int(MEMORY_SHARE * max(0, limit - held)) // per_token
+    return min(TUNING_LEN, affordable // PAGE_SIZE * PAGE_SIZE) or 1
 
 
 def _stride(num_parts: int) -> int:

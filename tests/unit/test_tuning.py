@@ -105,3 +105,23 @@ def test_a_model_that_cannot_be_read_backwards_keeps_its_tables(
 
     monkeypatch.setattr(CodedCache, "attend", refuse)
     assert run(tune(model, layers, _windows(1, 0), WINDOW, 4096)) == (layers, None)
+
+
+def test_steps_are_as_long_as_memory_allows(
+    model: Any, layers: dict[int, LayerCodec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codecs = [layers[i] for i in sorted(layers)]
+    numbers: tuning.Tables = [{k: list(of.codebooks) for k, of in tuning._kinds(layer)} for layer in codecs]
+
+    def length(limit: int) -> int:
+        monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": limit})
+        return tuning._affordable_len(model, codecs, numbers, _windows(1, 0)[0][:128], WINDOW)
+
+    held = mx.get_active_memory()
+    assert length(0) == length(1 << 50) == tuning.TUNING_LEN
+    short = length(held + (40 << 20))
+    assert 0 < short < tuning.TUNING_LEN
+    assert short % 64 == 0
+    assert length(held) == 1
+    monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": held})
+    assert run(tune(model, layers, _windows(1, 0), WINDOW, 4096)) == (layers, None)
