@@ -6,7 +6,7 @@ Sums are products with one-hot matrices, not atomic additions, so that a device 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -25,8 +25,10 @@ def kmeans_many(
     rngs: Sequence[np.random.Generator],
     weights: Sequence[Weights] | None = None,
     iterations: tuple[int, int] = (COARSE_ITERATIONS, FINE_ITERATIONS),
-) -> list[Points]:
+) -> Generator[None, None, list[Points]]:
     """Centroids `[C, d]` float32 for each of `points`, all `[N, d]` of one shape; see `kmeans`.
+
+    Yields between bounded pieces of work: a part of the seeding, or one iteration, evaluated.
 
     Raises:
         CodecError: no points, or NaN or infinite ones.
@@ -41,15 +43,17 @@ def kmeans_many(
     mass = weights if weights is not None else [np.ones(num_points, np.float32)] * len(clean)
     w = mx.array(np.pad(np.stack([m[o] for m, o in zip(mass, orders, strict=True)]), [(0, 0), (0, filler)]))
     seeding = min(SEEDING_POINTS, num_points)
-    centroids = _seed(x[:, :seeding], w[:, :seeding], mx.array(draws))
+    centroids = yield from _seed(x[:, :seeding], w[:, :seeding], mx.array(draws))
     coarse = max(num_points // 4, min(num_points, 2 * SEEDING_POINTS))
     for count, rounds in ((-(-coarse // PIECE) * PIECE, iterations[0]), (num_points + filler, iterations[1])):
         for _ in range(rounds):
             centroids = _lloyd(x[:, :count], w[:, :count], centroids)
+            mx.eval(centroids)
+            yield
     return list(np.array(centroids))
 
 
-def _seed(x: mx.array, w: mx.array, draws: mx.array) -> mx.array:
+def _seed(x: mx.array, w: mx.array, draws: mx.array) -> Generator[None, None, mx.array]:
     """k-means++ for `x [P, n, d]` with uniform draws `[P, C]`."""
     num_points = x.shape[1]
     at = (draws[:, :1] * num_points).astype(mx.int32)
@@ -61,6 +65,7 @@ def _seed(x: mx.array, w: mx.array, draws: mx.array) -> mx.array:
         picked.append(chosen)
         if c % 32 == 0:
             mx.eval(distance, chosen)
+            yield
     return mx.concatenate(picked, axis=1)
 
 

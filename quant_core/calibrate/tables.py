@@ -41,12 +41,11 @@ def fit_tables(
         for shape in dict.fromkeys(w.points.shape for w in wanted):
             alike = [i for i, w in enumerate(wanted) if w.points.shape == shape]
             weights = [_weights(wanted[i]) for i in alike]
-            found = kmeans_many(
+            found = yield from kmeans_many(
                 [wanted[i].points for i in alike], NUM_CENTROIDS, [wanted[i].rng for i in alike], weights, iterations
             )
             for i, table in zip(alike, found, strict=True):
                 tables[i] = table
-            yield
     return [t for t in tables if t is not None]
 
 

@@ -82,7 +82,8 @@ def test_no_points_are_refused() -> None:
 def many(
     points: list[np.ndarray], num: int, seed: int = 0, weights: list[np.ndarray] | None = None
 ) -> list[np.ndarray]:
-    return kmeans_many(points, num, [np.random.default_rng((seed, i)) for i in range(len(points))], weights)
+    rngs = [np.random.default_rng((seed, i)) for i in range(len(points))]
+    return tables.all_at_once(kmeans_many(points, num, rngs, weights))
 
 
 def test_several_tables_at_once_are_as_good_as_one_by_one() -> None:
