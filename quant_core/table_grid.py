@@ -1,7 +1,8 @@
 """Tables whose entries are whole multiples of one step, so that a kernel may hold them as int8.
 
 A step has at most 4 significant bits and multiples reach 127, so every entry is exact in float16 and the two forms are
-the same numbers. Against k-means' own centroids the grid adds less than 0.5 % to a table's squared error at 2 bits.
+the same numbers. On normal vectors the grid adds .03 % to the squared error of k-means' own centroids at 2 bits, and
+.6 % at 4.
 """
 
 from __future__ import annotations

@@ -65,41 +65,11 @@ def tune(
     if not num_tokens or not windows or len(layers) != len(make_prompt_cache(model)):
         return layers, None
     codecs = [layers[i] for i in sorted(layers)]
-    # Adam moves every number alike; divided by d, the entries of large sub-vectors move further.
-    numbers: Tables = [
-        {kind: [c.astype(mx.float32) / c.shape[-1] for c in of.codebooks] for kind, of in _kinds(layer)}
-        for layer in codecs
-    ]
     try:
-        length = _affordable_len(model, codecs, numbers, list(windows[0][:TRIAL_LEN]), window)
-    except (RuntimeError, ValueError) as error:  # an operation without a gradient
+        numbers, loss = yield from _descend(model, codecs, windows, window, num_tokens)
+    except (RuntimeError, ValueError) as error:  # an operation without a gradient, too little memory, an overflow
         log.warning("tables are not tuned: %s", error)
         return layers, None
-    parts = [list(w[at : at + length]) for w in windows for at in range(0, len(w), length)]
-    parts = [p for p in parts if window.num_code_pages(len(p) - 1) > 0]
-    num_steps = num_tokens * len(parts) // max(1, sum(map(len, parts)))
-    if not num_steps:
-        log.warning("tables are not tuned: memory or text is short for windows that read codes")
-        return layers, None
-    adam = optim.Adam(optim.cosine_decay(LEARNING_RATE, num_steps, LEARNING_RATE / 10), betas=[0.9, 0.95])
-    losses, done = [], 0
-    for step in range(num_steps):
-        tokens = parts[(step * _stride(len(parts))) % len(parts)]
-        try:
-            loss, gradient = _loss_and_gradient(model, codecs, numbers, tokens, window)
-            moved = adam.apply_gradients({"layers": gradient}, {"layers": numbers})["layers"]
-            mx.eval(moved, adam.state)
-            total = float(np.array(loss))
-        except (RuntimeError, ValueError) as error:  # an operation without a gradient, or too little memory
-            log.warning("tables are not tuned: %s", error)
-            return layers, None
-        if not math.isfinite(total):
-            log.warning("tables are not tuned: the loss overflows in the model's precision")
-            return layers, None
-        numbers = moved
-        losses.append(total / _num_coded(len(tokens), window))
-        done += len(tokens)
-        yield done
     tuned = {
         i: replace(
             layers[i],
@@ -108,8 +78,43 @@ def tune(
         )
         for i, found in zip(sorted(layers), numbers, strict=True)
     }
+    return tuned, loss
+
+
+def _descend(
+    model: Any, codecs: list[LayerCodec], windows: Sequence[Sequence[int]], window: WindowSpec, num_tokens: int
+) -> Generator[int, None, tuple[Tables, TuningLoss]]:
+    """Adam's steps; yields the tokens read after each.
+
+    Raises:
+        ValueError: windows too short to read codes, or a loss that is not finite; RuntimeError: MLX cannot.
+    """
+    # Adam moves every number alike; divided by d, the entries of large sub-vectors move further.
+    numbers: Tables = [
+        {kind: [c.astype(mx.float32) / c.shape[-1] for c in of.codebooks] for kind, of in _kinds(layer)}
+        for layer in codecs
+    ]
+    length = _affordable_len(model, codecs, numbers, list(windows[0][:TRIAL_LEN]), window)
+    parts = [list(w[at : at + length]) for w in windows for at in range(0, len(w), length)]
+    parts = [p for p in parts if window.num_code_pages(len(p) - 1) > 0]
+    num_steps = num_tokens * len(parts) // max(1, sum(map(len, parts)))
+    if not num_steps:
+        raise ValueError("memory or text is short for windows that read codes")
+    adam = optim.Adam(optim.cosine_decay(LEARNING_RATE, num_steps, LEARNING_RATE / 10), betas=[0.9, 0.95])
+    losses, done, stride = [], 0, _stride(len(parts))
+    for step in range(num_steps):
+        tokens = parts[step * stride % len(parts)]
+        loss, gradient = _loss_and_gradient(model, codecs, numbers, tokens, window)
+        numbers = adam.apply_gradients({"layers": gradient}, {"layers": numbers})["layers"]
+        mx.eval(numbers, adam.state)
+        total = float(np.array(loss))
+        if not math.isfinite(total):
+            raise ValueError("the loss overflows in the model's precision")
+        losses.append(total / _num_coded(len(tokens), window))
+        done += len(tokens)
+        yield done
     share = max(1, min(len(parts), num_steps // 4))
-    return tuned, TuningLoss(float(np.mean(losses[:share])), float(np.mean(losses[-share:])))
+    return numbers, TuningLoss(float(np.mean(losses[:share])), float(np.mean(losses[-share:])))
 
 
 def _kinds(layer: LayerCodec) -> list[tuple[str, VectorCodec]]:

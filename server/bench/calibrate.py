@@ -22,7 +22,7 @@ SLICE_TOKENS = 512
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """Seconds of one phase ("collect", "fit", "evaluate"), and the most memory held so far, in bytes."""
+    """Seconds of one phase ("collect", "fit", "evaluate"), and the most memory held in it, in bytes."""
 
     phase: str
     seconds: float
@@ -48,5 +48,6 @@ def bench_calibrate(model: Any, shape: ModelShape, name: PresetName, bits: int) 
         if progress.phase != phase:
             now = time.perf_counter()
             yield PhaseTime(phase, round(now - started, 2), mx.get_peak_memory())
+            mx.reset_peak_memory()
             phase, started = progress.phase, now
     yield PhaseTime(phase, round(time.perf_counter() - started, 2), mx.get_peak_memory())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quant_core.kmeans import kmeans, nearest
 from quant_core.table_grid import multiples, snap
 
 
@@ -46,3 +47,11 @@ def test_empty_tables_are_on_a_grid() -> None:
     found = multiples(np.zeros((2, 256, 4), np.float16))
     assert found is not None
     assert not found[0].any()
+
+
+@pytest.mark.parametrize(("dim", "most"), [(8, 1e-3), (4, 1e-3), (2, 1e-2)])
+def test_the_grid_hardly_costs(dim: int, most: float) -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, dim)).astype(np.float32)
+    table = kmeans(x, 256, np.random.default_rng(1))
+    plain, snapped = (((x - t[nearest(x, t)]) ** 2).mean() for t in (table, snap(table[None])[0]))
+    assert snapped < (1 + most) * plain
