@@ -4,6 +4,17 @@
 // partial scores of a token are then added so that each lane keeps TPL tokens. Value pass: a lane owns sub-vectors.
 // Queries lie in that order too (launch.py: query_order): sub-vector t * key_run + i at place i * key_lanes + t, so that
 // the lanes of a simdgroup read neighbours.
+//
+// Products are of type A (codebook.h: Element). In half they are added up over 32 channels or 16 tokens, then in float.
+
+METAL_FUNC float total(float v) { return v; }
+METAL_FUNC float total(half2 v) { return float(v.x) + float(v.y); }
+
+METAL_FUNC void add_to(thread float* acc, float v) { acc[0] += v; }
+METAL_FUNC void add_to(thread float* acc, half2 v) {
+  acc[0] += float(v.x);
+  acc[1] += float(v.y);
+}
 
 // The token of the tile, 0 ... 32 TPL - 1, whose score this lane keeps at index u.
 template <int TPL>
@@ -49,7 +60,29 @@ METAL_FUNC void load_words(const device uchar* codes, thread uint* out) {
   }
 }
 
+// The same for queries in half.
+template <int NQ, int DIM, int d>
+METAL_FUNC void load_queries(const device half* queries, int at, thread half2* out) {
+  for (int n = 0; n < NQ; ++n) {
+    load_device<d>(queries + n * DIM + at, out + n * (d / 2));
+  }
+}
+
 // NQ weights of one token, four at a time where they are.
+template <int NQ>
+METAL_FUNC void load_weights(const threadgroup half* at, thread half* out) {
+  for (int n = 0; n + 4 <= NQ; n += 4) {
+    const half4 v = *(const threadgroup half4*)(at + n);
+    out[n] = v.x;
+    out[n + 1] = v.y;
+    out[n + 2] = v.z;
+    out[n + 3] = v.w;
+  }
+  for (int n = NQ / 4 * 4; n < NQ; ++n) {
+    out[n] = at[n];
+  }
+}
+
 template <int NQ>
 METAL_FUNC void load_weights(const threadgroup float* at, thread float* out) {
   for (int n = 0; n + 4 <= NQ; n += 4) {
@@ -65,37 +98,50 @@ METAL_FUNC void load_weights(const threadgroup float* at, thread float* out) {
 }
 
 // score[o * NQ + n] += <query n, this lane's sub-vectors of token first_token + o * 8 + g>, o < 4 TPL.
-template <int NQ, int TPL, int DIM, int M, int d, int G, bool IS_SHARED>
-METAL_FUNC void score_codes(const device uchar* section, const device float* queries, const threadgroup half* shared,
+template <typename A, int NQ, int TPL, int DIM, int M, int d, int G, bool IS_SHARED>
+METAL_FUNC void score_codes(const device uchar* section, const device A* queries, const threadgroup half* shared,
                             const device half* tables, int first_token, int lane, thread float* score) {
+  typedef typename Element<A>::type E;
+  constexpr int C = d / Element<A>::width;
   constexpr int RUN = key_run(M);
+  constexpr int CHUNK = 32 / d;  // sub-vectors added up in A
   const int t = lane % 4;
   if (t >= key_lanes(M)) {
     return;
   }
   const device uchar* codes = section + first_token / 8;
   constexpr int UNIT = key_unit(M);
+  for (int begin = 0; begin < RUN; begin += CHUNK) {
+    E sums[4 * TPL * NQ];
+    for (int i = 0; i < 4 * TPL * NQ; ++i) {
+      sums[i] = splat(A(0.0f));
+    }
 #pragma unroll 1
-  for (int i = 0; i < RUN; i += UNIT) {
-    uint words[UNIT * TPL];
-    load_words<UNIT, TPL>(codes + key_codes_at<M>(lane / 4, t, i), words);
-    for (int p = 0; p < UNIT; ++p) {
-      const int j = t * RUN + i + p;
-      const uint table = table_bytes<d, IS_SHARED>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
-      float q[NQ * d];
-      load_queries<NQ, DIM, d>(queries, ((i + p) * key_lanes(M) + t) * d, q);
-      for (int w = 0; w < TPL; ++w) {
+    for (int i = begin; i < RUN && i < begin + CHUNK; i += UNIT) {
+      uint words[UNIT * TPL];
+      load_words<UNIT, TPL>(codes + key_codes_at<M>(lane / 4, t, i), words);
+      for (int p = 0; p < UNIT; ++p) {
+        const int j = t * RUN + i + p;
+        const uint table = table_bytes<d, IS_SHARED>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
+        E q[NQ * C];
+        load_queries<NQ, DIM, d>(queries, ((i + p) * key_lanes(M) + t) * d, q);
+        for (int w = 0; w < TPL; ++w) {
 #pragma unroll
-        for (int o = 0; o < 4; ++o) {
-          float c[d];
-          load_centroid<d, G, IS_SHARED>(shared, tables, table, words[p * TPL + w], o, c);
-          for (int n = 0; n < NQ; ++n) {
-            for (int k = 0; k < d; ++k) {
-              score[(w * 4 + o) * NQ + n] += q[n * d + k] * c[k];
+          for (int o = 0; o < 4; ++o) {
+            E c[C];
+            load_centroid<d, G, IS_SHARED>(shared, tables, table, words[p * TPL + w], o, c);
+            for (int n = 0; n < NQ; ++n) {
+              for (int k = 0; k < C; ++k) {
+                const int at = (w * 4 + o) * NQ + n;
+                sums[at] = metal::fma(q[n * C + k], c[k], sums[at]);
+              }
             }
           }
         }
       }
+    }
+    for (int i = 0; i < 4 * TPL * NQ; ++i) {
+      score[i] += total(sums[i]);
     }
   }
 }
@@ -114,33 +160,63 @@ METAL_FUNC void share_scores(int lane, thread float* score) {
   }
 }
 
-// score[n] += <query n, one exact key>, a section's channels. Several sub-vectors are asked for before any is used.
-template <int NQ, int DIM, int M, int d>
-METAL_FUNC void score_exact(const device half* key, const device float* queries, thread float* score) {
-  constexpr int STEP = power_of_two_divisor(M, d == 8 ? 2 : 4);
-#pragma unroll 1
-  for (int j = 0; j < M; j += STEP) {
-    float c[STEP * d];
-    for (int i = 0; i < STEP; ++i) {
-      load_device<d>(key + (j + i) * d, c + i * d);
+// The same for exact keys, a section's channels: `sinks` and `ring` are at its first. Tokens before `num_sinks` lie in the
+// sinks, the others in their ring slots; past `last_token` it is read again.
+template <typename A, int NQ, int TPL, int DIM, int M, int d>
+METAL_FUNC void score_exact(const device half* sinks, const device half* ring, const device A* queries, int first_token,
+                            int last_token, int num_sinks, int ring_slots, int lane, thread float* score) {
+  typedef typename Element<A>::type E;
+  constexpr int C = d / Element<A>::width;
+  constexpr int RUN = key_run(M);
+  constexpr int CHUNK = 32 / d;
+  constexpr int UNIT = key_unit(M);
+  const int t = lane % 4;
+  if (t >= key_lanes(M)) {
+    return;
+  }
+  const device half* keys[4 * TPL];
+  for (int o = 0; o < 4 * TPL; ++o) {
+    const int token = min(first_token + o * 8 + lane / 4, last_token);
+    keys[o] = (token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM) + t * RUN * d;
+  }
+  for (int begin = 0; begin < RUN; begin += CHUNK) {
+    E sums[4 * TPL * NQ];
+    for (int i = 0; i < 4 * TPL * NQ; ++i) {
+      sums[i] = splat(A(0.0f));
     }
-    for (int i = 0; i < STEP; ++i) {
-      const int at = (j + i) % key_run(M) * key_lanes(M) + (j + i) / key_run(M);
-      float q[NQ * d];
-      load_queries<NQ, DIM, d>(queries, at * d, q);
-      for (int n = 0; n < NQ; ++n) {
-        for (int k = 0; k < d; ++k) {
-          score[n] += q[n * d + k] * c[i * d + k];
+#pragma unroll 1
+    for (int i = begin; i < RUN && i < begin + CHUNK; i += UNIT) {
+      E c[4 * TPL * UNIT * C];
+      for (int o = 0; o < 4 * TPL; ++o) {
+        for (int p = 0; p < UNIT; ++p) {
+          load_device<d>(keys[o] + (i + p) * d, c + (o * UNIT + p) * C);
         }
       }
+      for (int p = 0; p < UNIT; ++p) {
+        E q[NQ * C];
+        load_queries<NQ, DIM, d>(queries, ((i + p) * key_lanes(M) + t) * d, q);
+        for (int o = 0; o < 4 * TPL; ++o) {
+          for (int n = 0; n < NQ; ++n) {
+            for (int k = 0; k < C; ++k) {
+              sums[o * NQ + n] = metal::fma(q[n * C + k], c[(o * UNIT + p) * C + k], sums[o * NQ + n]);
+            }
+          }
+        }
+      }
+    }
+    for (int i = 0; i < 4 * TPL * NQ; ++i) {
+      score[i] += total(sums[i]);
     }
   }
 }
 
 // acc[(s * NQ + n) * d + k] += sum over the tile's tokens of weight[token][n] * reconstructed channel.
-template <int NQ, int TPL, int STRIDE, int M, int d, int G, bool IS_SHARED>
+template <typename A, int NQ, int TPL, int STRIDE, int M, int d, int G, bool IS_SHARED>
 METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* shared, const device half* tables,
-                          const threadgroup float* weights, int first_token, int lane, thread float* acc) {
+                          const threadgroup A* weights, int first_token, int lane, thread float* acc) {
+  typedef typename Element<A>::type E;
+  constexpr int W = Element<A>::width;
+  constexpr int C = d / W;
   constexpr int LANES = value_lanes(M);
   constexpr int PARTS = 4 * LANES / 32;  // of the four t, those one token group takes
   for (int s = 0; s < value_steps(M); ++s) {
@@ -152,52 +228,68 @@ METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* s
         const int t = lane / LANES * PARTS + part;
         uint words[2 * TPL];
         load_words<TPL, 2>(codes + t * 16, words);
+        E sums[NQ * C];
+        for (int i = 0; i < NQ * C; ++i) {
+          sums[i] = splat(A(0.0f));
+        }
         for (int tile = 0; tile < 2 * TPL; ++tile) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float weight[NQ];
+            A weight[NQ];
             load_weights<NQ>(weights + (tile * 16 + i / 2 * 8 + t * 2 + i % 2) * STRIDE, weight);
-            float c[d];
+            E c[C];
             load_centroid<d, G, IS_SHARED>(shared, tables, table, words[tile], i, c);
             for (int n = 0; n < NQ; ++n) {
-              for (int k = 0; k < d; ++k) {
-                acc[(s * NQ + n) * d + k] += weight[n] * c[k];
+              for (int k = 0; k < C; ++k) {
+                sums[n * C + k] = metal::fma(splat(weight[n]), c[k], sums[n * C + k]);
               }
             }
           }
+        }
+        for (int i = 0; i < NQ * C; ++i) {
+          add_to(acc + s * NQ * d + i * W, sums[i]);
         }
       }
     }
   }
 }
 
-// The same for a tile of exact tokens: those before `num_sinks` lie in the sinks, the others in their ring slots. Both
-// pointers are at the section's first channel. Several tokens are asked for before any is used; past the last one it is
-// read again, with the weight 0 that masked tokens have.
-template <int NQ, int STRIDE, int DIM, int M, int d>
+// The same for a tile of exact tokens, which lie as in score_exact. Several are asked for before any is used; past the last
+// one it is read again, with the weight 0 that masked tokens have.
+template <typename A, int NQ, int TPL, int STRIDE, int DIM, int M, int d>
 METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int first_token, int num_tokens,
-                          int num_sinks, int ring_slots, const threadgroup float* weights, int lane,
-                          thread float* acc) {
+                          int num_sinks, int ring_slots, const threadgroup A* weights, int lane, thread float* acc) {
+  typedef typename Element<A>::type E;
+  constexpr int W = Element<A>::width;
+  constexpr int C = d / W;
   constexpr int LANES = value_lanes(M);
   for (int s = 0; s < value_steps(M); ++s) {
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
       const int channel = value_subvec<M>(slot) * d;
-      constexpr int STEP = d == 8 ? 4 : 8;
+      constexpr int FITTING = 32 * W / d > 16 ? 16 : 32 * W / d;  // tokens whose channels the registers hold
+      constexpr int STEP = FITTING > TPL * LANES ? TPL * LANES : FITTING;
 #pragma unroll 1
       for (int first = lane / LANES; first < num_tokens; first += STEP * (32 / LANES)) {
-        float c[STEP * d];
+        E c[STEP * C];
         for (int j = 0; j < STEP; ++j) {
           const int token = first_token + min(first + j * (32 / LANES), num_tokens - 1);
           const device half* value = token < num_sinks ? sinks + token * DIM : ring + token % ring_slots * DIM;
-          load_device<d>(value + channel, c + j * d);
+          load_device<d>(value + channel, c + j * C);
         }
-        for (int j = 0; j < STEP; ++j) {
-          for (int n = 0; n < NQ; ++n) {
-            const float w = weights[(first + j * (32 / LANES)) * STRIDE + n];
-            for (int k = 0; k < d; ++k) {
-              acc[(s * NQ + n) * d + k] += w * c[j * d + k];
+        for (int n = 0; n < NQ; ++n) {
+          E sums[C];
+          for (int k = 0; k < C; ++k) {
+            sums[k] = splat(A(0.0f));
+          }
+          for (int j = 0; j < STEP; ++j) {
+            const E w = splat(weights[(first + j * (32 / LANES)) * STRIDE + n]);
+            for (int k = 0; k < C; ++k) {
+              sums[k] = metal::fma(w, c[j * C + k], sums[k]);
             }
+          }
+          for (int k = 0; k < C; ++k) {
+            add_to(acc + (s * NQ + n) * d + k * W, sums[k]);
           }
         }
       }

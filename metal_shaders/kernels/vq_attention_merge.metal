@@ -67,7 +67,9 @@ const int kv_head = int(threadgroup_position_in_grid.y) / (int(threadgroups_per_
 if (channel < HEAD_DIM) {
   float total = 0.0f;
   const device float* column = inverse + size_t(kv_head) * (HEAD_DIM * HEAD_DIM) + channel;
-  for (int r = part; r < HEAD_DIM; r += PARTS) {
+#pragma unroll
+  for (int i = 0; i < HEAD_DIM / PARTS; ++i) {
+    const int r = i * PARTS + part;
     total += joined[r] * column[r * HEAD_DIM];
   }
   shares[part * HEAD_DIM + channel] = total;

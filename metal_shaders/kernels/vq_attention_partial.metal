@@ -2,7 +2,7 @@
 //
 // What       s_t = <q~_b, k~_t> + mean_b, o~ = sum_t exp2(s_t - max) v~_t, over code pages, sinks and ring slots
 //            (reference.py: vq_attention). queries and mean_scores come times scale * log2(e), so exp2 is used.
-// Inputs     queries [Hkv, R, D] f32, mean_scores [Hkv, R] f32: R = one row per (batch row, bucket, query),
+// Inputs     queries [Hkv, R, D] A, mean_scores [Hkv, R] f32: R = one row per (batch row, bucket, query),
 //            channels in attention.h's order
 //            pool [slabs, slab_bytes] u8, page_table [B, max_pages] i32
 //            key_tables, value_tables [Hkv, entries] f16: sections one after another, each [G, 256, d]
@@ -14,11 +14,13 @@
 // Outputs    partial_out [W, Hkv, N, Dv] f32, partial_max, partial_sum [W, Hkv, N] f32
 // Launch     grid (W * 32 * NUM_SIMDGROUPS, Hkv * ceil(N / NQ), 1), threadgroup (32 * NUM_SIMDGROUPS, 1, 1)
 //            threadgroup = one work item of one KV head, NQ queries; simdgroup = every NUM_SIMDGROUPS-th unit
-// Template   NQ 1-16 | TPL 1,2 tokens per lane | NUM_SIMDGROUPS 2,4,8 | K_M0 K_D0 K_G0 K_M1 K_D1 K_G1 (M1 0: one
-//            section), V_ likewise | K_SHARED V_SHARED: tables in threadgroup memory
-// Memory     threadgroup: tables + NUM_SIMDGROUPS * max(32 TPL * stride, Dv) f32 + 2 NUM_SIMDGROUPS NQ f32 (limit 32,768 B)
+// Template   A f16 | f32: products and their first sums (attention.h) | NQ 1-16 | TPL 1,2 tokens per lane |
+//            NUM_SIMDGROUPS 2,4,8 | K_M0 K_D0 K_G0 K_M1 K_D1 K_G1 (M1 0: one section), V_ likewise |
+//            K_SHARED V_SHARED: tables in threadgroup memory
+// Memory     threadgroup: tables + NUM_SIMDGROUPS * max(32 TPL * stride A, Dv f32) + 2 NUM_SIMDGROUPS NQ f32 (<= 32,768 B)
 // Bytes      per token and KV head: key and value codes once per NQ queries
-// Numerics   f32 accumulation; a run in which a query sees no token has max -1e30 and a finite sum: the merge drops it
+// Numerics   A f32: f32 throughout. A f16: queries and weights rounded to f16, sums of up to 16 products in f16, then f32.
+//            A run in which a query sees no token has max -1e30 and a finite sum: the merge drops it
 // Limits     positions < 2^31; pool offsets 64-bit; slab_bytes a multiple of 16
 constexpr int K_DIM = K_M0 * K_D0 + K_M1 * K_D1;
 constexpr int V_DIM = V_M0 * V_D0 + V_M1 * V_D1;
@@ -30,7 +32,8 @@ constexpr int K_ENTRIES = K_ENTRIES0 + (K_M1 ? K_G1 * NUM_CENTROIDS * K_D1 : 0);
 constexpr int V_ENTRIES = V_ENTRIES0 + (V_M1 ? V_G1 * NUM_CENTROIDS * V_D1 : 0);
 constexpr int TILE = 32 * TPL;
 constexpr int STRIDE = NQ < 3 ? NQ : (NQ + 3) / 4 * 4;
-constexpr int SCRATCH = TILE * STRIDE > V_DIM ? TILE * STRIDE : V_DIM;
+constexpr int WEIGHTS = TILE * STRIDE * int(sizeof(A)) / 4;
+constexpr int SCRATCH = WEIGHTS > V_DIM ? WEIGHTS : V_DIM;
 constexpr int ACC0 = value_steps(V_M0) * NQ * V_D0;
 constexpr int ACC1 = V_M1 ? value_steps(V_M1) * NQ * V_D1 : 1;
 constexpr float MASKED = -1e30f;
@@ -60,6 +63,10 @@ const int num_kv_heads = geometry[12];
 const int row = work[item * 4];
 const int start = rows[row * 8];
 const int code_units = rows[row * 8 + 1];
+const int fully_seen = rows[row * 8 + 2];
+const int first_exact = rows[row * 8 + 3];
+const int sink_units = rows[row * 8 + 4];
+const int first_query_row = rows[row * 8 + 5];
 const int last = start + query_len - 1;
 const size_t head_row = size_t(row) * size_t(num_kv_heads) + size_t(kv_head);
 const device half* ring_key = ring_keys + head_row * size_t(ring_slots) * K_DIM;
@@ -88,7 +95,8 @@ if (V_SHARED) {
 threadgroup_barrier(mem_flags::mem_threadgroup);
 const threadgroup half* shared_key = (const threadgroup half*)shared_keys;
 const threadgroup half* shared_value = (const threadgroup half*)shared_values;
-threadgroup float* weights = (threadgroup float*)scratch + simd_id * SCRATCH;
+threadgroup float* own_scratch = (threadgroup float*)scratch + simd_id * SCRATCH;
+threadgroup A* weights = (threadgroup A*)own_scratch;
 
 float running_max[NQ];
 float lane_sum[NQ];
@@ -108,13 +116,13 @@ for (int i = 0; i < ACC1; ++i) {
 for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit += NUM_SIMDGROUPS) {
   // 3. the unit's 64 positions: a code page, the sinks alone, or exact vectors
   const bool is_coded = unit < code_units;
-  const bool is_sinks = !is_coded && rows[row * 8 + 4] != 0 && unit == code_units;
-  const int exact_group = rows[row * 8 + 3] + unit - code_units - rows[row * 8 + 4];
+  const bool is_sinks = !is_coded && sink_units != 0 && unit == code_units;
+  const int exact_group = first_exact + unit - code_units - sink_units;
   const int base = (is_coded ? unit : is_sinks ? 0 : exact_group) * PAGE_SIZE;
   const int end = is_sinks ? num_sinks : min(base + PAGE_SIZE, last + 1);
-  const bool is_masked = !is_coded || unit >= rows[row * 8 + 2] || base < num_sinks;
-  const int query_row = rows[row * 8 + 5] + base / geometry[6] * num_queries + first_query;
-  const device float* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
+  const bool is_masked = !is_coded || unit >= fully_seen || base < num_sinks;
+  const int query_row = first_query_row + base / geometry[6] * num_queries + first_query;
+  const device A* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
   float mean[NQ];
   for (int n = 0; n < NQ; ++n) {
     mean[n] = mean_scores[size_t(kv_head) * size_t(geometry[2]) + size_t(query_row + n)];
@@ -131,35 +139,31 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     if (num_tokens <= 0) {
       break;
     }
-    // 4. scores: a lane keeps those of TPL tokens. The mean term enters once per token: by the lanes with t = 0 of a code
-    // page, whose partial scores are added up, and by every lane of exact tokens
+    // 4. scores: a lane keeps those of TPL tokens. The mean term enters once per token, by the lanes with t = 0
     float score[4 * TPL * NQ];
     for (int n = 0; n < NQ; ++n) {
       for (int i = 0; i < 4 * TPL; ++i) {
-        score[i * NQ + n] = is_coded && lane % 4 != 0 ? 0.0f : mean[n];
+        score[i * NQ + n] = lane % 4 != 0 ? 0.0f : mean[n];
       }
     }
     if (is_coded) {
-      score_codes<NQ, TPL, K_DIM, K_M0, K_D0, K_G0, K_SHARED>(
+      score_codes<A, NQ, TPL, K_DIM, K_M0, K_D0, K_G0, K_SHARED>(
           key_block, unit_queries, shared_key, key_table, first, lane, score);
       if (K_M1) {
-        score_codes<NQ, TPL, K_DIM, K_M1 ? K_M1 : 8, K_D1, K_G1, K_SHARED>(
+        score_codes<A, NQ, TPL, K_DIM, K_M1 ? K_M1 : 8, K_D1, K_G1, K_SHARED>(
             key_block + PAGE_SIZE * K_M0, unit_queries + K_M0 * K_D0, shared_key + K_ENTRIES0,
             key_table + K_ENTRIES0, first, lane, score);
       }
-      share_scores<NQ, TPL>(lane, score);
     } else {
-      for (int u = 0; u < TPL; ++u) {
-        const int token = base + first + kept_token<TPL>(lane, u);
-        const device half* key =
-            token < num_sinks ? sink_key + token * K_DIM : ring_key + token % ring_slots * K_DIM;
-        score_exact<NQ, K_DIM, K_M0, K_D0>(key, unit_queries, score + u * NQ);
-        if (K_M1) {
-          score_exact<NQ, K_DIM, K_M1 ? K_M1 : 8, K_D1>(
-              key + K_M0 * K_D0, unit_queries + K_M0 * K_D0, score + u * NQ);
-        }
+      score_exact<A, NQ, TPL, K_DIM, K_M0, K_D0>(
+          sink_key, ring_key, unit_queries, base + first, end - 1, num_sinks, ring_slots, lane, score);
+      if (K_M1) {
+        score_exact<A, NQ, TPL, K_DIM, K_M1 ? K_M1 : 8, K_D1>(
+            sink_key + K_M0 * K_D0, ring_key + K_M0 * K_D0, unit_queries + K_M0 * K_D0, base + first, end - 1, num_sinks,
+            ring_slots, lane, score);
       }
     }
+    share_scores<NQ, TPL>(lane, score);
     // 5. masks, only where some query does not see some token
     if (is_masked) {
       for (int n = 0; n < NQ; ++n) {
@@ -201,24 +205,24 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
       for (int n = 0; n < NQ; ++n) {
         const float w = metal::fast::exp2(score[u * NQ + n] - running_max[n]);
         lane_sum[n] += w;
-        weights[kept_token<TPL>(lane, u) * STRIDE + n] = w;
+        weights[kept_token<TPL>(lane, u) * STRIDE + n] = A(w);
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
     // 7. weighted values, a lane owning sub-vectors
     if (is_coded) {
-      add_codes<NQ, TPL, STRIDE, V_M0, V_D0, V_G0, V_SHARED>(
+      add_codes<A, NQ, TPL, STRIDE, V_M0, V_D0, V_G0, V_SHARED>(
           value_block, shared_value, value_table, weights, first, lane, acc0);
       if (V_M1) {
-        add_codes<NQ, TPL, STRIDE, V_M1 ? V_M1 : 8, V_D1, V_G1, V_SHARED>(
+        add_codes<A, NQ, TPL, STRIDE, V_M1 ? V_M1 : 8, V_D1, V_G1, V_SHARED>(
             value_block + PAGE_SIZE * V_M0, shared_value + V_ENTRIES0, value_table + V_ENTRIES0, weights, first, lane,
             acc1);
       }
     } else {
-      add_exact<NQ, STRIDE, V_DIM, V_M0, V_D0>(
+      add_exact<A, NQ, TPL, STRIDE, V_DIM, V_M0, V_D0>(
           sink_value, ring_value, base + first, num_tokens, num_sinks, ring_slots, weights, lane, acc0);
       if (V_M1) {
-        add_exact<NQ, STRIDE, V_DIM, V_M1 ? V_M1 : 8, V_D1>(
+        add_exact<A, NQ, TPL, STRIDE, V_DIM, V_M1 ? V_M1 : 8, V_D1>(
             sink_value + V_M0 * V_D0, ring_value + V_M0 * V_D0, base + first, num_tokens, num_sinks, ring_slots,
             weights, lane, acc1);
       }
@@ -246,9 +250,9 @@ for (int n = 0; n < NQ; ++n) {
     top = metal::max(top, group_max[i * NQ + n]);
   }
   const float factor = metal::fast::exp2(running_max[n] - top);
-  store_section<NQ, V_M0, V_D0>(acc0, n, factor, lane, weights);
+  store_section<NQ, V_M0, V_D0>(acc0, n, factor, lane, own_scratch);
   if (V_M1) {
-    store_section<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor, lane, weights + V_M0 * V_D0);
+    store_section<NQ, V_M1 ? V_M1 : 8, V_D1>(acc1, n, factor, lane, own_scratch + V_M0 * V_D0);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (first_query + n >= tile_query) {

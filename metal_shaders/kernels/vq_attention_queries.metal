@@ -4,12 +4,12 @@
 //            (code_space.py: queries_in). factor = scale * log2(e).
 // Inputs     queries [B, Hq, L, D] f16|bf16|f32, mean [Hkv, D] f32, cosines, sines [buckets, dims / 2] f32
 //            entries [E, 2] i32: row, bucket      sizes [4] i32: E, N, 0, 0      factor [1] f32
-// Outputs    rotated [Hkv, E * N, D] f32, mean_scores [Hkv, E * N] f32
+// Outputs    rotated [Hkv, E * N, D] A, mean_scores [Hkv, E * N] f32
 // Launch     grid (ceil(E / 8) * 256, Hkv, N), threadgroup (256, 1, 1): one simdgroup per (entry, KV head, query)
-// Template   T | HEAD_DIM | ROTARY_DIMS (0: keys are position-blind) | TRADITIONAL 0,1
+// Template   T | A f16 | f32 | HEAD_DIM | ROTARY_DIMS (0: keys are position-blind) | TRADITIONAL 0,1
 // Memory     threadgroup: none
-// Bytes      reads N * D, writes E * N * (4 D + 4) per KV head
-// Numerics   f32
+// Bytes      reads N * D, writes E * N * (D of A + 4) per KV head
+// Numerics   f32; `rotated` is rounded once
 // Limits     E * N * Hkv * D < 2^62
 const int lane = int(thread_index_in_simdgroup);
 const int num_entries = sizes[0];
@@ -28,7 +28,7 @@ if (entry < num_entries) {
   for (int c = lane; c < HEAD_DIM; c += 32) {
     const float x = factor[0] * turned_back<T, ROTARY_DIMS, TRADITIONAL>(query, c, cosines + bucket * (ROTARY_DIMS / 2),
                                                                          sines + bucket * (ROTARY_DIMS / 2));
-    rotated[out * HEAD_DIM + size_t(c)] = x;
+    rotated[out * HEAD_DIM + size_t(c)] = A(x);
     dot += x * mean[kv_head * HEAD_DIM + c];
   }
   dot = simd_sum(dot);

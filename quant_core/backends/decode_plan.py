@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,9 @@ THREADGROUP_BYTES = 32768
 # Registers: accumulators of at most this many channels x queries live in one lane's 32nd.
 _MAX_QUERY_CHANNELS = 2048
 _MAX_RUNS = 1024
+# Values a parameter array has at least: MLX's CUDA allocator keeps arrays of up to 8 bytes in the host's memory, which
+# the GPU then reads over the bus at every use.
+MIN_PARAMETERS = 4
 
 Ints = tuple[int, ...]
 
@@ -38,8 +42,11 @@ class PartialShape:
 
 
 @lru_cache(maxsize=256)
-def choose_shape(keys: VQSpec, values: VQSpec, num_queries: int) -> PartialShape:
-    """The largest tile of queries, then the most SIMD groups, that fit 32 KB beside the tables."""
+def choose_shape(keys: VQSpec, values: VQSpec, num_queries: int, product_bytes: int) -> PartialShape:
+    """The largest tile of queries, then the most SIMD groups, that fit 32 KB beside the tables.
+
+    `product_bytes`: of A, the type of products.
+    """
     limit = max(1, min(16, _MAX_QUERY_CHANNELS // max(keys.head_dim, values.head_dim)))
     tiles = -(-num_queries // limit)
     nq = -(-num_queries // tiles)
@@ -47,15 +54,16 @@ def choose_shape(keys: VQSpec, values: VQSpec, num_queries: int) -> PartialShape
     for keys_shared, values_shared in ((True, True), (True, False), (False, False)):
         tables = keys.table_bytes * keys_shared + values.table_bytes * values_shared
         for simdgroups in (8, 4):
-            if tables + scratch_bytes(values.head_dim, nq, tpl, simdgroups) <= THREADGROUP_BYTES - 64:
+            scratch = scratch_bytes(values.head_dim, nq, tpl, simdgroups, product_bytes)
+            if tables + scratch <= THREADGROUP_BYTES - 64:
                 return PartialShape(nq, tpl, simdgroups, keys_shared, values_shared)
     return PartialShape(nq, 1, 2, False, False)
 
 
-def scratch_bytes(value_dim: int, nq: int, tpl: int, simdgroups: int) -> int:
+def scratch_bytes(value_dim: int, nq: int, tpl: int, simdgroups: int, product_bytes: int) -> int:
     """Threadgroup bytes of vq_attention_partial besides the tables."""
     stride = nq if nq < 3 else -(-nq // 4) * 4
-    return simdgroups * (max(32 * tpl * stride, value_dim) + 2 * nq) * 4
+    return simdgroups * (max(32 * tpl * stride * product_bytes, 4 * value_dim) + 8 * nq)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +71,7 @@ class DecodePlan:
     """Launch parameters of one decode step, shared by all layers of one geometry.
 
     Attributes:
-        entries: `[E, 2]` int32 (row, bucket), a row's buckets in order.
+        entries: `[E, 2]` int32 (row, bucket), a row's buckets in order. A short table is padded, see int_rows.
         num_entries: E.
         work: `[W, 4]` int32 (row, first unit, end unit, 0).
         num_work: W.
@@ -111,8 +119,11 @@ def plan_decode(
         pieces = [(b, first, min(first + run, count), 0) for first in range(0, count, run)]
         runs.append((len(work), len(pieces)))
         work += pieces
-    return DecodePlan(_ints(entries), len(entries), _ints(work), len(work), _ints(rows), _ints(runs))
+    return DecodePlan(int_rows(entries), len(entries), int_rows(work), len(work), int_rows(rows), int_rows(runs))
 
 
-def _ints(table: list[Ints]) -> mx.array:
-    return mx.array(np.array(table, np.int32))
+def int_rows(table: Sequence[Ints]) -> mx.array:
+    """`table` as an int32 array; where it has fewer than MIN_PARAMETERS values, zeros follow."""
+    rows = np.array(table, np.int32)
+    missing = -(-max(0, MIN_PARAMETERS - rows.size) // rows.shape[1])
+    return mx.array(np.pad(rows, ((0, missing), (0, 0))))

@@ -12,7 +12,7 @@ import numpy as np
 
 from quant_core import code_space
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
-from quant_core.backends.decode_plan import PartialShape, choose_shape, plan_decode
+from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, int_rows, plan_decode
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import ShapeError
 from quant_core.rotary import Rotary
@@ -27,14 +27,14 @@ _ENCODE_THREADS, _ENCODE_ITEMS = 128, 512
 
 @lru_cache(maxsize=512)
 def ints(*values: int) -> mx.array:
-    """A parameter array, int32."""
-    return mx.array(np.array(values, np.int32))
+    """A parameter array, int32, of at least MIN_PARAMETERS values."""
+    return mx.array(np.array(values + (0,) * (MIN_PARAMETERS - len(values)), np.int32))
 
 
 @lru_cache(maxsize=512)
 def _factor(scale: float) -> mx.array:
-    """scale * log2(e): the kernels use exp2."""
-    return mx.array([scale * math.log2(math.e)], mx.float32)
+    """scale * log2(e), repeated: the kernels use exp2."""
+    return mx.array([scale * math.log2(math.e)] * MIN_PARAMETERS, mx.float32)
 
 
 @lru_cache(maxsize=512)
@@ -61,10 +61,15 @@ def query_order(spec: VQSpec) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.concatenate(order)
 
 
+def product_dtype(dtype: mx.Dtype) -> mx.Dtype:
+    """A, the type vq_attention multiplies in: float32 for float32 queries, else float16."""
+    return mx.float32 if dtype == mx.float32 else mx.float16
+
+
 @lru_cache(maxsize=512)
-def _query_inverse(codec: VectorCodec) -> mx.array:
+def _query_inverse(codec: VectorCodec, dtype: mx.Dtype) -> mx.array:
     """The keys' inverse, transposed, its columns in `query_order`."""
-    inverse = mx.contiguous(codec.inverse[:, mx.array(query_order(codec.spec))].swapaxes(-1, -2))
+    inverse = mx.contiguous(codec.inverse[:, mx.array(query_order(codec.spec))].swapaxes(-1, -2).astype(dtype))
     mx.eval(inverse)
     return inverse
 
@@ -98,7 +103,7 @@ def _append_template(rotary: Rotary | None, dtype: mx.Dtype, dim: int, length: i
 @lru_cache(maxsize=16)
 def _spans(starts: tuple[int, ...], lengths: tuple[int, ...]) -> mx.array:
     """`[B, 2]` int32 (first position, new tokens), shared by the layers of a step."""
-    return mx.array(np.array([starts, lengths], np.int32).T)
+    return int_rows(list(zip(starts, lengths, strict=True)))
 
 
 @lru_cache(maxsize=16)
@@ -216,7 +221,7 @@ def columns(
                 plan.exact_first, plan.begin, plan.start, plan.end, row, window.ring_slots, window.num_sink_tokens,
             ),
             # Apart, so that it stays on the device: CUDA fetches an array that is new to it at its first read.
-            ints(codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset, 0, 0, 0, 0),
+            ints(codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset),
         ],
         template=[*section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_")],
         grid=(256, heads, plan.num_blocks), threadgroup=(256, 1, 1),
@@ -236,20 +241,21 @@ def attention(
     if length > MAX_DECODE_LEN:
         raise ShapeError(f"decode attention takes at most {MAX_DECODE_LEN} positions, got {length}")
     n = num_heads // heads * length
-    shape = choose_shape(codec.keys.spec, codec.values.spec, n)
+    product = product_dtype(queries.dtype)
+    shape = choose_shape(codec.keys.spec, codec.values.spec, n, product.size)
     tiles = -(-n // shape.num_queries)
     plan = plan_decode(starts, length, codes.num_pages, window, n, heads * tiles, shape.num_simdgroups, target_groups)
     cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
     rotated, mean_scores = kernels("vq_attention_queries")(
         inputs=[
-            queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n, 0, 0), _factor(scale),
+            queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n), _factor(scale),
         ],
-        template=[("T", queries.dtype), ("HEAD_DIM", dim), *_rotary_template(codec.rotary)],
+        template=[("T", queries.dtype), ("A", product), ("HEAD_DIM", dim), *_rotary_template(codec.rotary)],
         grid=(-(-plan.num_entries // 8) * 256, heads, n), threadgroup=(256, 1, 1),
         output_shapes=[(heads, plan.num_entries * n, dim), (heads, plan.num_entries * n)],
-        output_dtypes=[mx.float32, mx.float32],
+        output_dtypes=[product, mx.float32],
     )  # fmt: skip
-    code_queries = rotated @ _query_inverse(codec.keys)
+    code_queries = rotated @ _query_inverse(codec.keys, product)
     value_dim = codec.values.spec.head_dim
     partials = kernels("vq_attention_partial")(
         inputs=[
@@ -257,7 +263,7 @@ def attention(
             flat_tables(codec.values), rings.ring_keys, rings.ring_values, *_sinks(rings, window),
             plan.work, plan.rows, _geometry(codes, plan.num_entries * n, length, n, window),
         ],
-        template=partial_template(shape, codec),
+        template=partial_template(shape, codec, product),
         grid=(plan.num_work * 32 * shape.num_simdgroups, heads * tiles, 1),
         threadgroup=(32 * shape.num_simdgroups, 1, 1),
         output_shapes=[(plan.num_work, heads, n, value_dim), (plan.num_work, heads, n), (plan.num_work, heads, n)],
@@ -273,11 +279,11 @@ def attention(
     return out
 
 
-def partial_template(shape: PartialShape, codec: LayerCodec) -> list[tuple[str, Any]]:
+def partial_template(shape: PartialShape, codec: LayerCodec, product: mx.Dtype) -> list[tuple[str, Any]]:
     """Template values of vq_attention_partial."""
     return [
-        ("NQ", shape.num_queries), ("TPL", shape.tokens_per_lane), ("NUM_SIMDGROUPS", shape.num_simdgroups),
-        ("K_SHARED", shape.keys_shared), ("V_SHARED", shape.values_shared),
+        ("A", product), ("NQ", shape.num_queries), ("TPL", shape.tokens_per_lane),
+        ("NUM_SIMDGROUPS", shape.num_simdgroups), ("K_SHARED", shape.keys_shared), ("V_SHARED", shape.values_shared),
         *section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_"),
     ]  # fmt: skip
 

@@ -26,18 +26,20 @@ def sources(index: int) -> dict[str, str]:
     g = variant(ROWS[index], index)
     codec = make_codec(g, np.random.default_rng(0))
     keys, values = codec.keys.spec, codec.values.spec
-    shape = choose_shape(keys, values, g.gqa_factor * g.query_len)
+    product = launch.product_dtype(g.dtype)
+    shape = choose_shape(keys, values, g.gqa_factor * g.query_len, product.size)
     rotary = [("ROTARY_DIMS", codec.rotary.dims if codec.rotary else 0), ("TRADITIONAL", g.traditional)]
     parts = [("PARTS", 4 if g.head_dim <= 128 else 2)]
     dim = [("HEAD_DIM", g.head_dim)]
     kv = [*launch.section_template(keys, "K_"), *launch.section_template(values, "V_")]
-    partial = launch.partial_template(shape, codec)
+    partial = launch.partial_template(shape, codec, product)
     return {
         "vq_attention_queries": cuda_source(
-            "vq_attention_queries", [g.dtype, F32, F32, F32, I32, I32, F32], [F32] * 2, [("T", g.dtype), *dim, *rotary]
+            "vq_attention_queries", [g.dtype, F32, F32, F32, I32, I32, F32], [product, F32],
+            [("T", g.dtype), ("A", product), *dim, *rotary],
         ),
         "vq_attention_partial": cuda_source(
-            "vq_attention_partial", [F32, F32, U8, I32, *[F16] * 6, I32, I32, I32], [F32] * 3, partial
+            "vq_attention_partial", [product, F32, U8, I32, *[F16] * 6, I32, I32, I32], [F32] * 3, partial
         ),
         "vq_attention_merge": cuda_source(
             "vq_attention_merge", [*[F32] * 5, I32, I32], [g.dtype], [("OUT", g.dtype), *dim, *parts]

@@ -22,13 +22,18 @@ from tests.kernels.mutants import APPEND_MUTANTS, ATTENTION_MUTANTS, CODE_MUTANT
 from tests.kernels.scene import Geometry, make_scene
 from tests.msl_on_cpu import KernelFault, installed, options
 
-# Small, and yet: two tiles of queries that overlap, two sections, masks, sinks, buckets, wrapped ring, an idle lane.
+# Small, and yet: two tiles of queries that overlap, two sections, masks, sinks, buckets, wrapped ring, an idle lane;
+# and in float16, whose products are made two at a time, with sums in chunks and two slots a lane.
 ATTENTION_SCENES = [
     Geometry(
         head_dim=80, num_kv_heads=2, gqa_factor=3, query_len=7, key_bits=3, value_bits=1, dtype=mx.float32,
         positions=(250, 3), window=WindowSpec(64, 4, 64), rotary_dims=40,
     ),
     Geometry(head_dim=64, num_kv_heads=1, gqa_factor=2, dtype=mx.float32, positions=(2 * 64 + 150,), spread=40.0),
+    Geometry(
+        head_dim=192, num_kv_heads=1, gqa_factor=2, query_len=2, key_bits=1, dtype=mx.float16, positions=(150,),
+        window=WindowSpec(64, 4, 64),
+    ),
 ]  # fmt: skip
 APPEND_SCENE = Geometry(positions=(149, 60), query_len=8, window=WindowSpec(64, 4, 64))
 CODE_SCENE = Geometry(head_dim=80, positions=(60, 300), key_bits=3, value_bits=3, key_tables=4, value_tables=2)

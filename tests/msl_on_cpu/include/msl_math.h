@@ -67,10 +67,10 @@ inline float atan2(float x, float y) { return __builtin_atan2f(x, y); }
 inline float copysign(float x, float y) { return __builtin_copysignf(x, y); }
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline half fma(half a, half b, half c) { return half(__builtin_fmaf(a, b, c)); }
-template <int N>
-inline vec<float, N> fma(vec<float, N> a, vec<float, N> b, vec<float, N> c) {
-  vec<float, N> r;
-  for (int i = 0; i < N; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+template <typename T, int N>
+inline vec<T, N> fma(vec<T, N> a, vec<T, N> b, vec<T, N> c) {
+  vec<T, N> r;
+  for (int i = 0; i < N; ++i) r[i] = fma(T(a[i]), T(b[i]), T(c[i]));
   return r;
 }
 template <typename T>
