@@ -12,7 +12,7 @@ import numpy as np
 
 from quant_core import code_space
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
-from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, int_rows, plan_decode
+from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, plan_decode
 from quant_core.codec import LayerCodec, VectorCodec
 from quant_core.errors import ShapeError
 from quant_core.rotary import Rotary
@@ -102,8 +102,12 @@ def _append_template(rotary: Rotary | None, dtype: mx.Dtype, dim: int, length: i
 
 @lru_cache(maxsize=16)
 def _spans(starts: tuple[int, ...], lengths: tuple[int, ...]) -> mx.array:
-    """`[B, 2]` int32 (first position, new tokens), shared by the layers of a step."""
-    return int_rows(list(zip(starts, lengths, strict=True)))
+    """`[B, 2]` int32 (first position, new tokens), shared by the layers of a step.
+
+    New at every step and read once a layer, so it is not padded: a GPU fetches what lies in its own memory at the first
+    read, which takes longer.
+    """
+    return mx.array(np.array([starts, lengths], np.int32).T)
 
 
 @lru_cache(maxsize=16)

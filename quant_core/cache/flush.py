@@ -37,10 +37,13 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
         return 0
     work = [(row, _places(row)) for row in rows]
     work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
+    callers = mx.default_stream(mx.default_device())
     with mx.stream(generation_stream):
-        # Encoded behind the step that is under way; the writes must find nothing under way.
+        # Encoded behind the step that is under way; the writes must find nothing under way that reads the pool, on
+        # mlx-lm's stream or on the caller's own.
         contents = _page_contents(work, arena, backend)
         mx.eval(contents)
+        mx.synchronize(callers)
         mx.synchronize(generation_stream)
         return _write(work, contents, arena)
 

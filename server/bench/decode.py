@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, ring_bytes
@@ -76,7 +77,8 @@ def fp16_bytes(shape: ModelShape, batch: int, context: int) -> int:
 
 def _guarded(phase: str, method: str, batch: int, context: int, run: Callable[[], Measurement]) -> Measurement:
     try:
-        return run()
+        with mx.stream(generation_stream):  # as the server does
+            return run()
     except (MemoryError, RuntimeError) as error:
         return Measurement(phase, method, batch, context, None, None, None, None, str(error).splitlines()[0][:200])
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.models import llama
 from mlx_lm.models.cache import trim_prompt_cache
 
@@ -232,6 +232,23 @@ def test_a_saved_row_goes_on_as_if_never_saved(model: Any, store: PackedStore, t
     assert tokens == prompt
     np.testing.assert_allclose(logprobs(model, loaded, rest), want, atol=0.05)
     store.check_integrity([caches, loaded])
+
+
+def test_pages_are_written_only_behind_the_callers_own_work(
+    model: Any, store: PackedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a pool that a step still reads would be copied whole, wherever that step runs."""
+    caches = store.new_row(store.reserve(300))
+    waited: list[Any] = []
+    synchronize, write = mx.synchronize, store.arena.write
+    monkeypatch.setattr(mx, "synchronize", lambda stream: waited.append(stream) or synchronize(stream))
+    seen: list[list[Any]] = []
+    monkeypatch.setattr(type(store.arena), "write", lambda _, *a: seen.append(list(waited)) or write(*a))
+    mine = mx.new_stream(mx.default_device())
+    with mx.stream(mine):
+        logprobs(model, caches, prompts(200)[0])
+        store.flush([caches])
+    assert seen and all(mine in streams and generation_stream in streams for streams in seen)
 
 
 def test_a_row_of_another_artifact_is_refused(model: Any, store: PackedStore, tmp_path: Path) -> None:
