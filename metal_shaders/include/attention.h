@@ -102,7 +102,7 @@ template <typename A, int NQ, int TPL, int DIM, int M, int d, int G, bool IS_SHA
 METAL_FUNC void score_codes(const device uchar* section, const device A* queries, const threadgroup half* shared,
                             const device half* tables, int first_token, int lane, thread float* score) {
   typedef typename Element<A>::type E;
-  constexpr int C = d / Element<A>::width;
+  constexpr int C = d * int(sizeof(A)) / int(sizeof(E));
   constexpr int RUN = key_run(M);
   constexpr int CHUNK = 32 / d;  // sub-vectors added up in A
   const int t = lane % 4;
@@ -166,7 +166,7 @@ template <typename A, int NQ, int TPL, int DIM, int M, int d>
 METAL_FUNC void score_exact(const device half* sinks, const device half* ring, const device A* queries, int first_token,
                             int last_token, int num_sinks, int ring_slots, int lane, thread float* score) {
   typedef typename Element<A>::type E;
-  constexpr int C = d / Element<A>::width;
+  constexpr int C = d * int(sizeof(A)) / int(sizeof(E));
   constexpr int RUN = key_run(M);
   constexpr int CHUNK = 32 / d;
   constexpr int UNIT = key_unit(M);
@@ -215,7 +215,7 @@ template <typename A, int NQ, int TPL, int STRIDE, int M, int d, int G, bool IS_
 METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* shared, const device half* tables,
                           const threadgroup A* weights, int first_token, int lane, thread float* acc) {
   typedef typename Element<A>::type E;
-  constexpr int W = Element<A>::width;
+  constexpr int W = int(sizeof(E)) / int(sizeof(A));
   constexpr int C = d / W;
   constexpr int LANES = value_lanes(M);
   constexpr int PARTS = 4 * LANES / 32;  // of the four t, those one token group takes
@@ -260,7 +260,7 @@ template <typename A, int NQ, int TPL, int STRIDE, int DIM, int M, int d>
 METAL_FUNC void add_exact(const device half* sinks, const device half* ring, int first_token, int num_tokens,
                           int num_sinks, int ring_slots, const threadgroup A* weights, int lane, thread float* acc) {
   typedef typename Element<A>::type E;
-  constexpr int W = Element<A>::width;
+  constexpr int W = int(sizeof(E)) / int(sizeof(A));
   constexpr int C = d / W;
   constexpr int LANES = value_lanes(M);
   for (int s = 0; s < value_steps(M); ++s) {

@@ -5,12 +5,10 @@
 template <typename A>
 struct Element {
   typedef float type;
-  static constexpr int width = 1;
 };
 template <>
 struct Element<half> {
   typedef half2 type;
-  static constexpr int width = 2;
 };
 
 METAL_FUNC float splat(float v) { return v; }

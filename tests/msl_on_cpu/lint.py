@@ -16,7 +16,7 @@ _WORDS = [
 ]
 _SCALAR = (
     r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float"
-    r"|(?:u?int(?:8|16|32|64)|float16|bfloat16|size)_t|(?:half|float|uint|int|uchar|ushort|short|char)[234]|T|U)"
+    r"|(?:u?int(?:8|16|32|64)|float16|bfloat16|size)_t|(?:half|float|uint|int|uchar|ushort|short|char)[234]|T|U|A|E)"
 )
 _SPACE = r"(?:const\s+|volatile\s+|constexpr\s+|device\s+|constant\s+|threadgroup\s+|thread\s+|static\s+)*"
 _POINTER = re.compile(
@@ -73,6 +73,8 @@ def _scopes(text: str) -> list[str]:
             last = segment.split("\n\n")[-1]
             if _PROGRAM_VARIABLE.match(last) and not _NOT_A_VARIABLE.search(last):
                 findings.append(f"line {line}: program-scope variable outside constant: {shown}")
+        elif scopes[-1] == "struct" and re.match(r"\s*static\b", segment) and "constant" not in segment:
+            findings.append(f"line {line}: static member outside constant: {shown}")
         elif scopes[-1] == "body" and re.match(r"\s*static\b", segment) and "constant" not in segment:
             findings.append(f"line {line}: static local variable: {shown}")
         start = m.end()

@@ -27,6 +27,7 @@ REFUSED = {
     "program-scope constant": ("", "constexpr int N = 4;\n"),
     "member without address space": ("", "struct A { float v; float get() { return v; } };\n"),
     "static local": ("static int n = 0;", ""),
+    "static member": ("", "struct A { static constexpr int n = 2; };\n"),
     "double": ("double d = 1.0;", ""),
     "reserved word vertex": ("int vertex = 1;", ""),
     "reserved word device": ("int device = 1;", ""),
