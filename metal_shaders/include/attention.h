@@ -69,24 +69,11 @@ METAL_FUNC void load_queries(const device half* queries, int at, thread half2* o
 }
 
 // NQ weights of one token, four at a time where they are.
-template <int NQ>
-METAL_FUNC void load_weights(const threadgroup half* at, thread half* out) {
+template <int NQ, typename A>
+METAL_FUNC void load_weights(const threadgroup A* at, thread A* out) {
+  typedef typename Element<A>::quad quad;
   for (int n = 0; n + 4 <= NQ; n += 4) {
-    const half4 v = *(const threadgroup half4*)(at + n);
-    out[n] = v.x;
-    out[n + 1] = v.y;
-    out[n + 2] = v.z;
-    out[n + 3] = v.w;
-  }
-  for (int n = NQ / 4 * 4; n < NQ; ++n) {
-    out[n] = at[n];
-  }
-}
-
-template <int NQ>
-METAL_FUNC void load_weights(const threadgroup float* at, thread float* out) {
-  for (int n = 0; n + 4 <= NQ; n += 4) {
-    const float4 v = *(const threadgroup float4*)(at + n);
+    const quad v = *(const threadgroup quad*)(at + n);
     out[n] = v.x;
     out[n + 1] = v.y;
     out[n + 2] = v.z;

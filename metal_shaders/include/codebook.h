@@ -5,10 +5,12 @@
 template <typename A>
 struct Element {
   typedef float type;
+  typedef float4 quad;  // four A
 };
 template <>
 struct Element<half> {
   typedef half2 type;
+  typedef half4 quad;
 };
 
 METAL_FUNC float splat(float v) { return v; }

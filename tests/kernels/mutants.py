@@ -91,7 +91,6 @@ ATTENTION_MUTANTS = [
     Mutant(CODEBOOK, "G == 2 ? 1 : 2", "G == 2 ? 1 : 1"),
     Mutant(ATTENTION, "out[UNIT * TPL - 2] = v.z;", "out[UNIT * TPL - 2] = v.x;"),
     Mutant(ATTENTION, "out[n + 3] = v.w;", "out[n + 3] = v.z;"),
-    Mutant(ATTENTION, "out[n + 3] = v.w;", "out[n + 3] = v.z;", 2),
     Mutant(MERGE, BARRIER, "", 1),
     Mutant(MERGE, BARRIER, "", 2),
     Mutant(MERGE, BARRIER, "", 3),

@@ -16,7 +16,7 @@ _WORDS = [
 ]
 _SCALAR = (
     r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float"
-    r"|(?:u?int(?:8|16|32|64)|float16|bfloat16|size)_t|(?:half|float|uint|int|uchar|ushort|short|char)[234]|T|U|A|E)"
+    r"|(?:u?int(?:8|16|32|64)|float16|bfloat16|size)_t|(?:half|float|uint|int|uchar|ushort|short|char)[234]|T|U|A|E|quad)"
 )
 _SPACE = r"(?:const\s+|volatile\s+|constexpr\s+|device\s+|constant\s+|threadgroup\s+|thread\s+|static\s+)*"
 _POINTER = re.compile(
