@@ -17,7 +17,8 @@ class VectorCodec:
     """The codec of one kind of vector (keys, or values) of one layer.
 
     `x~ = (x - mean) @ transform`, then product VQ of `x~` with `codebooks`. VecInfer (arXiv:2510.06175) section 3,
-    with a mean and any invertible transform in the place of smooth factors and Hadamard matrix.
+    with a mean and any invertible transform in the place of smooth factors and Hadamard matrix. All arrays are made
+    row-contiguous: MLX copies any other before every launch of a kernel.
 
     Attributes:
         spec: which channels form which sub-vectors.
@@ -43,6 +44,10 @@ class VectorCodec:
         expected = tuple((heads, s.num_codebooks, NUM_CENTROIDS, s.subvec_dim) for s in self.spec.sections)
         if tuple(c.shape for c in self.codebooks) != expected:
             raise ShapeError(f"codebooks {[c.shape for c in self.codebooks]}, expected {expected}")
+        for name in ("mean", "transform", "inverse"):
+            object.__setattr__(self, name, mx.contiguous(getattr(self, name)))
+        object.__setattr__(self, "codebooks", tuple(mx.contiguous(c) for c in self.codebooks))
+        mx.eval(self.mean, self.transform, self.inverse, self.codebooks)
 
     @property
     def num_kv_heads(self) -> int:

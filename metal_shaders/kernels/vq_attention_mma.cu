@@ -345,6 +345,7 @@ template <int D> struct Scratch {
   __half turned[kQueryCols * D];  // q' as operands of make_queries, [tile of 8 columns][D/32][column, t][8]
   float mean_score[kQueryCols];
   float unit[8];      // of each column's queries and scores, where they are whole multiples of it
+  float per_unit[8];  // 1 / unit
   int pages_seen[8];  // np of each column
   int flag;
 };
@@ -403,7 +404,11 @@ template <typename T, int D, int NC, bool PERM> struct Turner {
     for (int k = 0; k < 4; k++) norm += a[k] * a[k] + b[k] * b[k];
 #pragma unroll
     for (int off = 1; off < kLanes; off <<= 1) norm += __shfl_xor_sync(kAll, norm, off);
-    if (x == 0 && first_slot == 0) sh.unit[column] = fmaxf(sqrtf(norm) * bound, 1e-30f);
+    if (x == 0 && first_slot == 0) {
+      const float unit = fmaxf(sqrtf(norm) * bound, 1e-30f);
+      sh.unit[column] = unit;
+      sh.per_unit[column] = 1.f / unit;
+    }
   }
 
   __device__ __forceinline__ void turn(Scratch<D>& sh, const Slots& slots, const float* trig, float scale) {

@@ -76,7 +76,7 @@ template <int D, int KD, int VD, int KG, int VG, int NC> struct Int8Math {
     const int lane = threadIdx.x % 32;
     key_column = (lane * KD) & 127;
     value_column = (lane * VD) & 127;
-    value_step /= kMaxWeight;
+    value_step *= 1.f / kMaxWeight;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) o[i][0] = o[i][1] = 0.f;
     max = kNothingYet;
@@ -90,7 +90,7 @@ template <int D, int KD, int VD, int KG, int VG, int NC> struct Int8Math {
       store_halves<D, NC>(sh, slot, column, quarter, rest, a, b);
       return;
     }
-    const float step = key_step / sh.unit[column];
+    const float step = key_step * sh.per_unit[column];
     const int x = __float2int_rn(a * step), y = __float2int_rn(b * step);
     unsigned char* at = reinterpret_cast<unsigned char*>(sh.made + slot * (NC * D)) +
                         (rest / 8 * (NC * 8) + column * 8 + quarter) * 8 + rest % 8;

@@ -28,9 +28,10 @@ NUM_THREADS = 256
 _MAX_COLUMNS, _MAX_SPLITS = 8, 512
 _TABLE_BYTES = 65536
 _QUERY_COLS = 80
-_SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 96 for d in HEAD_DIMS}
-# What a block costs besides its pages (tables, queries, merge), and the exact tokens, in pages.
-_BLOCK_COST, _EXACT_PAGES = 12, 4
+_SHARED_BYTES = {d: _TABLE_BYTES + 2 * 2 * _QUERY_COLS * d + 4 * _QUERY_COLS + 128 for d in HEAD_DIMS}
+# The exact tokens, in pages, and microseconds of merging a row's splits.
+_EXACT_PAGES = 4
+_MERGE_US, _MERGE_SPLIT_US = 2.5, 0.1
 # What the int8 kernel takes: query columns and sub-vector sizes. Its queries' largest number: see kMaxQuery.
 _INT8_COLUMNS, _INT8_SUBVEC_DIMS, _MAX_QUERY = 4, (4, 8), 32512
 # Concurrent calls must not share merge tickets; far more than can be in flight.
@@ -82,11 +83,12 @@ class SplitPlan:
 
 
 @lru_cache(maxsize=256)
-def plan_splits(pages: tuple[int, ...], blocks_per_split: int, resident: int = RESIDENT_BLOCKS) -> SplitPlan:
-    """The cheapest cut of rows of `pages` pages into waves of `resident` blocks.
+def plan_splits(
+    pages: tuple[int, ...], blocks_per_split: int, page_bytes: int, resident: int = RESIDENT_BLOCKS
+) -> SplitPlan:
+    """The cheapest cut of rows of `pages` pages into waves of `resident` blocks, by estimated time.
 
-    A block costs its share of pages, in rounds of one page for each of its 8 warps, and a fixed part; merging adds a
-    little for every split.
+    `page_bytes`: of one KV head's keys and values.
     """
     totals = [n + _EXACT_PAGES for n in pages]
     best: tuple[float, SplitPlan] | None = None
@@ -95,12 +97,26 @@ def plan_splits(pages: tuple[int, ...], blocks_per_split: int, resident: int = R
         blocks = blocks_per_split * sum(-(-n // share) for n in totals)
         if best is not None and blocks > 4 * resident + blocks_per_split * len(pages):
             break
-        # The last wave counts in full: its blocks take as long as any.
-        cost = -(-blocks // resident) * (-(-share // 8) * 8 + _BLOCK_COST) + 0.25 * splits
-        if best is None or cost < best[0]:
-            best = cost, SplitPlan(share, -(-max(totals) // share))
+        waves, rest = divmod(blocks, resident)
+        us = waves * _block_us(share, page_bytes, alone=False)
+        if rest:
+            us += _block_us(share, page_bytes, alone=2 * rest <= resident)
+        if splits > 1:
+            us += _MERGE_US + _MERGE_SPLIT_US * splits
+        if best is None or us < best[0]:
+            best = us, SplitPlan(share, -(-max(totals) // share))
     assert best is not None
     return best[1]
+
+
+def _block_us(num_pages: int, page_bytes: int, *, alone: bool) -> float:
+    """Estimated time of a block of that many pages, a fixed part and rounds of one page for each of its 8 warps.
+
+    `alone`: it has its multiprocessor to itself. Fitted to an H100 (docs/decisions.md).
+    """
+    round_us = 1.2 + 0.63e-3 * page_bytes
+    rounds = -(-num_pages // 8)
+    return 8.0 + rounds * round_us / 1.55 if alone else 12.5 + rounds * round_us
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,25 +213,26 @@ def _trig(rotary: Rotary | None, head_dim: int, bucket_len: int, num_buckets: in
     return table
 
 
-@lru_cache(maxsize=1024)
-def _int32(values: tuple[int, ...]) -> mx.array:
-    array = mx.array(np.array(values, np.uint32).view(np.int32))
-    mx.eval(array)
-    return array
-
-
 def _magic(divisor: int) -> int:
     """See `divide` in the kernel."""
     return 0 if divisor == 1 else -(-(2**32) // divisor)
 
 
-@lru_cache(maxsize=64)
-def _rows(
-    starts: tuple[int, ...], new_len: int, window: WindowSpec, blocks_per_split: int, resident: int
-) -> tuple[mx.array, SplitPlan]:
-    """struct Row of every row, and the launch's splits. The same for all layers of a step."""
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What all layers share: struct Row of every row, the launch's splits, and how many buckets `_trig` has to hold."""
+
+    rows: mx.array
+    plan: SplitPlan
+    num_buckets: int
+
+
+@lru_cache(maxsize=8)  # a new one every step: what is kept longer is memory that the next ones cannot use again
+def _step(
+    starts: tuple[int, ...], new_len: int, window: WindowSpec, blocks_per_split: int, page_bytes: int, resident: int
+) -> _Step:
     pages = tuple(window.num_code_pages(s + new_len - 1) for s in starts)
-    plan = plan_splits(pages, blocks_per_split, resident)
+    plan = plan_splits(pages, blocks_per_split, page_bytes, resident)
     table: list[int] = []
     for start, num_pages in zip(starts, pages, strict=True):
         min_pages = window.num_code_pages(start)
@@ -223,7 +240,52 @@ def _rows(
         bucket = min_pages * PAGE_SIZE // window.bucket_len
         slots = 2 + (start + new_len - 1) // window.bucket_len - bucket
         table += [start, min_pages, num_pages, splits, bucket, slots, 0, 0]
-    return _int32(tuple(table)), plan
+    num_buckets = 64
+    while num_buckets * window.bucket_len < max(starts) + new_len:
+        num_buckets *= 2
+    return _Step(mx.array(np.array(table, np.int32)), plan, num_buckets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """What all calls of a layer share for one type and number of queries.
+
+    Attributes:
+        arrays: the layer's own inputs, from key_tables to channels, then value_inverse and value_mean.
+        columns: of one KV head.
+        blocks_per_split: KV heads x groups of columns.
+        page_bytes: of one KV head.
+    """
+
+    variant: Variant
+    arrays: tuple[mx.array, ...]
+    template: list[tuple[str, Any]]
+    columns: int
+    blocks_per_split: int
+    page_bytes: int
+
+
+@lru_cache(maxsize=1024)
+def _shape(codec: LayerCodec, dtype: mx.Dtype, num_heads: int, new_len: int) -> _Shape:
+    hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
+    columns = gqa_factor * new_len
+    tables, prepared = _tables(codec, columns), _prepare(codec)
+    keys, values = codec.keys.spec.sections[0], codec.values.spec.sections[0]
+    return _Shape(
+        tables.variant,
+        (
+            tables.keys, tables.values, tables.steps, prepared.query_frags, prepared.key_mean, prepared.channels,
+            prepared.value_inverse, codec.values.mean,
+        ),
+        [
+            ("T", dtype), ("D", codec.keys.spec.head_dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
+            ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("HKV", hkv), ("GQA", gqa_factor),
+            ("L", new_len), ("PERM", prepared.permuted),
+        ],
+        columns,
+        hkv * -(-columns // _MAX_COLUMNS),
+        PAGE_SIZE * (codec.keys.spec.code_bytes + codec.values.spec.code_bytes),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -233,13 +295,12 @@ def _params(
 ) -> mx.array:  # fmt: skip
     """struct Params. Every step asks for those of all layers, and they seldom change."""
     bucket_pages = window.bucket_len // PAGE_SIZE
-    return _int32(
-        (
-            window.window, window.num_sink_tokens, window.ring_slots, pages_per_split, table_len, bucket_pages,
-            _magic(bucket_pages), _magic(pages_per_slab), pages_per_slab, slab_bytes // 64, page_bytes // 64,
-            layer_offset // 64, int(np.float32(scale * 1.4426950408889634).view(np.uint32)), 0, 0, 0,
-        )
+    values = (
+        window.window, window.num_sink_tokens, window.ring_slots, pages_per_split, table_len, bucket_pages,
+        _magic(bucket_pages), _magic(pages_per_slab), pages_per_slab, slab_bytes // 64, page_bytes // 64,
+        layer_offset // 64, int(np.float32(scale * 1.4426950408889634).view(np.uint32)), 0, 0, 0,
     )  # fmt: skip
+    return mx.array(np.array(values, np.uint32).view(np.int32))
 
 
 @lru_cache(maxsize=1024)
@@ -291,38 +352,25 @@ class AttentionMma:
     ) -> mx.array:
         """See KernelBackend.vq_attention."""
         batch, num_heads, new_len, dim = queries.shape
-        hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
-        columns = gqa_factor * new_len
-        groups = -(-columns // _MAX_COLUMNS)
-        tables = _tables(codec, columns)
-        variant = tables.variant
-        rows, plan = _rows(starts, new_len, window, hkv * groups, self._resident)
-        pairs, shown = batch * hkv * groups, min(columns, _MAX_COLUMNS)
-        num_buckets = 64
-        while num_buckets * window.bucket_len < max(starts) + new_len:
-            num_buckets *= 2
-        prepared = _prepare(codec)
-        sinks = window.num_sink_tokens > 0
-        keys, values = codec.keys.spec.sections[0], codec.values.spec.sections[0]
+        shape = _shape(codec, queries.dtype, num_heads, new_len)
+        step = _step(starts, new_len, window, shape.blocks_per_split, shape.page_bytes, self._resident)
+        plan = step.plan
+        pairs = batch * shape.blocks_per_split
         params = _params(
             scale, plan.pages_per_split, window, codes.page_table.shape[1], codes.pages_per_slab, codes.pool.shape[1],
             codes.page_bytes, codes.layer.offset,
         )  # fmt: skip
-        scratch = pairs * plan.num_splits * shown if plan.num_splits > 1 else 1
-        out: mx.array = self._kernel(variant, dim)(
+        sinks = window.num_sink_tokens > 0
+        scratch = pairs * plan.num_splits * min(shape.columns, _MAX_COLUMNS) if plan.num_splits > 1 else 1
+        out: mx.array = self._kernel(shape.variant, dim)(
             inputs=[
                 queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
-                tables.keys, tables.values, tables.steps, prepared.query_frags, prepared.key_mean, prepared.channels,
-                _trig(codec.rotary, dim, window.bucket_len, num_buckets), prepared.value_inverse, codec.values.mean,
-                rows, params, self._next_tickets(pairs),
+                *shape.arrays[:6], _trig(codec.rotary, dim, window.bucket_len, step.num_buckets), *shape.arrays[6:],
+                step.rows, params, self._next_tickets(pairs),
             ],
-            template=[
-                ("T", queries.dtype), ("D", dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
-                ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("HKV", hkv), ("GQA", gqa_factor),
-                ("L", new_len), ("PERM", prepared.permuted),
-            ],
-            grid=(plan.num_splits * NUM_THREADS, hkv * groups, batch),
+            template=shape.template,
+            grid=(plan.num_splits * NUM_THREADS, shape.blocks_per_split, batch),
             threadgroup=(NUM_THREADS, 1, 1),
             output_shapes=[queries.shape, (scratch, dim), (scratch, 2)],
             output_dtypes=[queries.dtype, mx.float32, mx.float32],

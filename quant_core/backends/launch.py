@@ -94,10 +94,16 @@ def _rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
     return [("ROTARY_DIMS", dims), ("TRADITIONAL", traditional)]
 
 
-@lru_cache(maxsize=512)
-def _append_template(rotary: Rotary | None, dtype: mx.Dtype, dim: int, length: int) -> list[tuple[str, Any]]:
-    parts = _parts(dim)[0]
-    return [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(rotary)]
+@lru_cache(maxsize=1024)
+def _append_constants(
+    codec: LayerCodec, dtype: mx.Dtype, length: int
+) -> tuple[tuple[mx.array, ...], list[tuple[str, Any]], int]:
+    """vq_append's arrays of a layer, template values and threads: put together once, asked for at every step."""
+    dim = codec.keys.spec.head_dim
+    parts, threads = _parts(dim)
+    template = [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(codec.rotary)]
+    arrays = codec.keys.mean, codec.values.mean, codec.keys.transform, codec.values.transform
+    return arrays, template, threads
 
 
 @lru_cache(maxsize=16)
@@ -138,16 +144,15 @@ def append(
     rings: RingArrays, codec: LayerCodec, window: WindowSpec,
 ) -> RingArrays:  # fmt: skip
     """vq_append for at most 8 tokens a row."""
-    batch, heads, length, dim = keys.shape
-    threads = _parts(dim)[1]
-    cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
+    batch, heads, length, _ = keys.shape
+    arrays, template, threads = _append_constants(codec, keys.dtype, length)
+    angles = _angles(codec.rotary, window, max(starts) + length - 1)
     ring_keys, ring_values = kernel(
         inputs=[
-            keys, values, rings.ring_keys, rings.ring_values, codec.keys.mean, codec.values.mean,
-            codec.keys.transform, codec.values.transform, cosines, sines, _spans(starts, lengths),
+            keys, values, rings.ring_keys, rings.ring_values, *arrays, *angles, _spans(starts, lengths),
             _ring_sizes(window),
         ],
-        template=_append_template(codec.rotary, keys.dtype, dim, length),
+        template=template,
         grid=(threads, 2 * heads, batch), threadgroup=(threads, 1, 1),
         output_shapes=[rings.ring_keys.shape, rings.ring_values.shape], output_dtypes=[mx.float16, mx.float16],
     )  # fmt: skip

@@ -74,7 +74,6 @@ def load_row(path: Path, store: PackedStore, reservation: Any = None) -> tuple[C
     row = Row(store.arena.table, [], reservation)
     for _ in range(codes.shape[0]):
         row.append(store.arena.allocate(reservation))
-    mx.synchronize()
     store.arena.write(row.pages, codes)
     tails = {i: RingArrays(*(arrays[f"tail.{i}.{name}"] for name in _RINGS)) for i in store.codec.layers}
     others = {int(i): _restore(int(i), other, arrays) for i, other in json.loads(header["others"]).items()}

@@ -37,28 +37,33 @@ def flush_rows(rows: Iterable[Row], arena: Arena, backend: KernelBackend, *, ahe
         return 0
     work = [(row, _places(row)) for row in rows]
     work = [(row, places) for row, places in work if _num_complete(places) > len(row.pages) or _has_pending(places)]
-    callers = mx.default_stream(mx.default_device())
-    with mx.stream(generation_stream):
-        # Encoded behind the step that is under way; the writes must find nothing under way that reads the pool, on
-        # mlx-lm's stream or on the caller's own.
+    if not work:
+        return 0
+    with mx.stream(generation_stream):  # behind the step that is under way
         contents = _page_contents(work, arena, backend)
         mx.eval(contents)
-        mx.synchronize(callers)
-        mx.synchronize(generation_stream)
-        return _write(work, contents, arena)
+    return _write(work, contents, arena)
 
 
-def _write(work: Sequence[tuple[Row, dict[int, _Place]]], contents: Sequence[mx.array], arena: Arena) -> int:
-    written = 0
-    for (row, places), pages in zip(work, contents, strict=True):
-        ids = [arena.allocate(row.reservation) for _ in range(pages.shape[0])]
-        arena.write(ids, pages)
-        for page in ids:
+def _write(work: Sequence[tuple[Row, dict[int, _Place]]], contents: list[mx.array], arena: Arena) -> int:
+    """All rows' pages in one go, see Pool.put."""
+    ids = list[list[int]]()
+    try:
+        for (row, _), pages in zip(work, contents, strict=True):
+            ids.append([])
+            for _ in range(pages.shape[0]):
+                ids[-1].append(arena.allocate(row.reservation))
+    except PoolError:
+        for allocated in ids:
+            arena.table.drop_reference(allocated)
+        raise
+    arena.write([page for pages in ids for page in pages], mx.concatenate(contents))
+    for (row, places), new in zip(work, ids, strict=True):
+        for page in new:
             row.append(page)
         for place in places.values():
             place.cache.pending[place.row] = []
-        written += len(ids)
-    return written
+    return sum(map(len, ids))
 
 
 def _places(row: Row) -> dict[int, _Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import mlx.core as mx
@@ -50,6 +51,11 @@ class PageLayout:
 
     layers: dict[int, LayerLayout]
     page_bytes: int
+
+    @cached_property
+    def first_layer(self) -> int:
+        """The lowest packed layer index."""
+        return min(self.layers)
 
     @classmethod
     def of(cls, specs: dict[int, tuple[int, VQSpec, VQSpec]]) -> PageLayout:

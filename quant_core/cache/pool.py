@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.generate import generation_stream
 
 from quant_core.backends.base import PagedCodes
 from quant_core.cache.layout import LayerLayout, PageLayout
@@ -51,6 +52,16 @@ class Pool:
         mx.eval(self.array)
         self.slabs.grow(num_slabs)
 
+    def put(self, places: Sequence[tuple[int, int]], contents: mx.array) -> None:
+        """Write rows of `contents [n, size]` uint8 in place, each at a (slab, byte offset).
+
+        Nothing may hold the array meanwhile, or MLX copies it whole: no view, no step under way, and no evaluation that
+        has not been synchronised with (its handlers keep what it made for a moment longer). Hence one call for all.
+        """
+        for index, (slab, start) in enumerate(places):
+            self.array[slab, start : start + contents.shape[1]] = contents[index]
+        mx.eval(self.array)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Pool:
         return self
 
@@ -63,7 +74,7 @@ class Arena:
         self.layout = layout
         self.table = PageTable(pool.slabs, pool.slab_bytes // layout.page_bytes)
         self._in_flight: deque[mx.array] = deque()
-        self._device_table: tuple[tuple[int, ...], mx.array] | None = None
+        self._device_table: tuple[tuple[int, ...], mx.array, tuple[int, ...]] | None = None
 
     def allocate(self, reservation: Any) -> int:
         """A page; grows a growable pool rather than failing."""
@@ -72,15 +83,15 @@ class Arena:
         return self.table.allocate(reservation)
 
     def write(self, pages: Sequence[int], contents: mx.array) -> None:
-        """Write `contents [n, page_bytes]` uint8, evaluated, into `pages`, in place.
+        """Write `contents [n, page_bytes]` uint8 into `pages`, in place; the caller holds no view of the pool.
 
-        The caller has called `mx.synchronize()` and holds no view of the pool, else MLX copies the whole array.
+        Waits for what is under way on the caller's stream and on mlx-lm's, where steps read the pool.
         """
+        mx.eval(contents)
+        mx.synchronize(mx.default_stream(mx.default_device()))
+        mx.synchronize(generation_stream)
         per_slab, size = self.table.pages_per_slab, self.layout.page_bytes
-        for index, page in enumerate(pages):
-            start = page % per_slab * size
-            self.pool.array[page // per_slab, start : start + size] = contents[index]
-        mx.eval(self.pool.array)
+        self.pool.put([(page // per_slab, page % per_slab * size) for page in pages], contents)
 
     def started(self, result: mx.array) -> None:
         """A layer's prompt attention is under way; waits until at most MAX_LAYERS_IN_FLIGHT are."""
@@ -90,19 +101,15 @@ class Arena:
 
     def codes(self, rows: Sequence[Row], layer: LayerLayout) -> PagedCodes:
         """The pages of a batch of rows as a back end reads them. The device table is shared by all layers of a step."""
-        key = tuple(row.version for row in rows)
+        key = tuple([row.version for row in rows])
         if self._device_table is None or self._device_table[0] != key:
             table = np.zeros((len(rows), max(1, *(len(row.pages) for row in rows))), np.int32)
             for index, row in enumerate(rows):
                 table[index, : len(row.pages)] = row.pages
-            self._device_table = key, mx.array(table)
+            self._device_table = key, mx.array(table), tuple(len(row.pages) for row in rows)
+        _, device_table, num_pages = self._device_table
         return PagedCodes(
-            self.pool.array,
-            self._device_table[1],
-            tuple(len(row.pages) for row in rows),
-            layer,
-            self.table.pages_per_slab,
-            self.layout.page_bytes,
+            self.pool.array, device_table, num_pages, layer, self.table.pages_per_slab, self.layout.page_bytes
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arena:

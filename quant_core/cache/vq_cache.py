@@ -57,7 +57,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         """Take the new keys and values `[B, Hkv, L, D]`; returns the view to attend to, twice."""
         starts, num_new = tuple(self.lengths), keys.shape[2]
         lengths = self._take_lengths(num_new)
-        if self.layer.index == min(self.layer.arena.layout.layers):
+        if self.layer.index == self.layer.arena.layout.first_layer:
             flush_rows(self.rows, self.layer.arena, self.layer.backend, ahead=num_new)
         if num_new <= MAX_DECODE_LEN:
             self.rings = self.layer.backend.vq_append(

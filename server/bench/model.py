@@ -14,6 +14,7 @@ from mlx_lm.models import llama
 from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
 from quant_core.rotary import Rotary
 from quant_core.spec import VQSpec, WindowSpec
+from quant_core.table_grid import snap
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4)
 
 
 def random_codec(shape: ModelShape, key_bits: int, value_bits: int) -> ModelCodec:
-    """A codec of random contents: speed depends on the geometry only."""
+    """A codec of random contents, its tables on a grid as fitted ones are: speed depends on that and the geometry."""
     rng = np.random.default_rng(0)
     dim = shape.head_dim
     rotary = Rotary(dim, 1 / shape.rope_theta ** (np.arange(0, dim, 2) / dim), traditional=False)
@@ -82,7 +83,9 @@ def random_codec(shape: ModelShape, key_bits: int, value_bits: int) -> ModelCode
             mx.array(turn, mx.float32),
             mx.array(turn.swapaxes(-1, -2), mx.float32),
             tuple(
-                mx.array(rng.standard_normal((shape.num_kv_heads, s.num_codebooks, 256, s.subvec_dim)), mx.float16)
+                mx.array(
+                    snap(rng.standard_normal((shape.num_kv_heads, s.num_codebooks, 256, s.subvec_dim))), mx.float16
+                )
                 for s in spec.sections
             ),
         )

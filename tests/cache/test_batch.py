@@ -15,8 +15,9 @@ from mlx_lm.models.cache import trim_prompt_cache
 
 from quant_core.cache.files import load_row, save_row
 from quant_core.cache.packed_store import PackedStore, build_caches, plan_memory
+from quant_core.cache.pool import Pool
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
-from quant_core.errors import ArtifactError, KernelError, PoolError
+from quant_core.errors import ArtifactError, KernelError, PoolError, PoolFullError
 from tests.helpers.random_codec import random_codec
 
 NUM_TOKENS = 100
@@ -240,15 +241,56 @@ def test_pages_are_written_only_behind_the_callers_own_work(
     """On a GPU a pool that a step still reads would be copied whole, wherever that step runs."""
     caches = store.new_row(store.reserve(300))
     waited: list[Any] = []
-    synchronize, write = mx.synchronize, store.arena.write
+    synchronize, put = mx.synchronize, store.plan.pool.put
     monkeypatch.setattr(mx, "synchronize", lambda stream: waited.append(stream) or synchronize(stream))
     seen: list[list[Any]] = []
-    monkeypatch.setattr(type(store.arena), "write", lambda _, *a: seen.append(list(waited)) or write(*a))
+    monkeypatch.setattr(Pool, "put", lambda _, *a: seen.append(list(waited)) or put(*a))
     mine = mx.new_stream(mx.default_device())
     with mx.stream(mine):
         logprobs(model, caches, prompts(200)[0])
         store.flush([caches])
     assert seen and all(mine in streams and generation_stream in streams for streams in seen)
+
+
+def test_the_pages_of_all_rows_are_written_in_one_evaluation(
+    model: Any, store: PackedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU an evaluation holds its result a moment longer, and a second write would copy the pool."""
+    batch = _unwritten_batch(model, store, 3)
+    put, calls = store.plan.pool.put, list[int]()
+    monkeypatch.setattr(Pool, "put", lambda _, places, contents: calls.append(len(places)) or put(places, contents))
+    assert store.flush([batch]) == 6
+    assert calls == [6]
+    store.check_integrity([batch])
+
+
+def test_a_pool_that_runs_full_in_a_flush_loses_no_page(
+    model: Any, store: PackedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = _unwritten_batch(model, store, 2)
+    allocate, allocated = store.arena.allocate, list[int]()
+
+    def third_fails(reservation: Any) -> int:
+        if len(allocated) == 2:
+            raise PoolFullError("full")
+        allocated.append(allocate(reservation))
+        return allocated[-1]
+
+    monkeypatch.setattr(store.arena, "allocate", third_fails)
+    with pytest.raises(PoolFullError):
+        store.flush([batch])
+    assert store.arena.table.num_used == 0
+    monkeypatch.undo()
+    assert store.flush([batch]) == 4
+    store.check_integrity([batch])
+
+
+def _unwritten_batch(model: Any, store: PackedStore, num_rows: int) -> list[Any]:
+    """Rows of two complete pages each, none of them in the pool."""
+    rows = [store.new_row(store.reserve(300)) for _ in range(num_rows)]
+    for caches in rows:
+        logprobs(model, caches, prompts(128)[0])
+    return [BatchVQCache.merge([row[i] for row in rows]) for i in range(len(rows[0]))]
 
 
 def test_a_row_of_another_artifact_is_refused(model: Any, store: PackedStore, tmp_path: Path) -> None:

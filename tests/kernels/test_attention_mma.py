@@ -75,20 +75,24 @@ def test_a_late_large_score_scales_what_came_before(on_grid: bool, monkeypatch: 
     assert verdict.passed, verdict.detail
 
 
-@given(st.lists(st.integers(0, 16384), min_size=1, max_size=64), st.integers(1, 64))
-def test_splits_cover_every_row(pages: list[int], heads: int) -> None:
-    plan = plan_splits(tuple(pages), heads)
+@given(st.lists(st.integers(0, 16384), min_size=1, max_size=64), st.integers(1, 64), st.sampled_from([2048, 8192]))
+def test_splits_cover_every_row(pages: list[int], heads: int, page_bytes: int) -> None:
+    plan = plan_splits(tuple(pages), heads, page_bytes)
     longest = max(pages) + attention_mma._EXACT_PAGES
     assert plan.pages_per_split * plan.num_splits >= longest
     assert plan.pages_per_split * (plan.num_splits - 1) < longest
     assert plan.num_splits <= attention_mma._MAX_SPLITS
 
 
-@pytest.mark.parametrize("batch,context", [(1, 16384), (1, 65536), (1, 196608), (8, 32768), (32, 4096)])
-def test_large_shapes_fill_one_wave(batch: int, context: int) -> None:
-    plan = plan_splits((context // 64,) * batch, 8)
+@pytest.mark.parametrize(
+    "batch,context,share",
+    [(1, 65536, 1), (1, 196608, 1), (8, 32768, 1), (32, 4096, 1), (1, 16384, 0.5), (8, 4096, 0.5), (16, 4096, 0.5)],
+)
+def test_shapes_fill_one_wave_or_one_block_a_multiprocessor(batch: int, context: int, share: float) -> None:
+    """At two bits. Measured on an H100: 16.6 us instead of 18.7 at 1 x 16,384, 21.4 instead of 24.3 at 8 x 4,096."""
+    plan = plan_splits((context // 64,) * batch, 8, 4096)
     blocks = plan.num_splits * 8 * batch
-    assert 0.9 * attention_mma.RESIDENT_BLOCKS < blocks <= attention_mma.RESIDENT_BLOCKS
+    assert 0.65 * share * attention_mma.RESIDENT_BLOCKS < blocks <= share * attention_mma.RESIDENT_BLOCKS
 
 
 @pytest.mark.parametrize("bits,head_dim", [((3, 2), 128), ((2, 3), 64), ((2, 2), 96), ((2, 2), 256)])
