@@ -24,7 +24,7 @@ from quant_core.cache.vq_cache import BatchVQCache
 from tests.helpers.random_codec import random_codec
 
 NUM_LAYERS, KV_HEADS, QUERY_HEADS, HEAD_DIM = 32, 8, 32, 128
-STEPS, WARM_UP = 20, 3
+STEPS, WARM_UP = 400, 3
 
 
 class _ReadyKernel:
