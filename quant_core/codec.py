@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import mlx.core as mx
 
@@ -26,6 +27,7 @@ class VectorCodec:
         transform: T, `[Hkv, D, D]` float32, scaled so that RMS(x~) = 1.
         inverse: T^-1, `[Hkv, D, D]` float32.
         codebooks: per section of the spec, `[Hkv, G, 256, d]` float16.
+        derived: see kept_with_codec.
     """
 
     spec: VQSpec
@@ -33,6 +35,7 @@ class VectorCodec:
     transform: mx.array
     inverse: mx.array
     codebooks: tuple[mx.array, ...]
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         heads, dim = self.mean.shape
@@ -73,6 +76,7 @@ class LayerCodec:
     keys: VectorCodec
     values: VectorCodec
     rotary: Rotary | None
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_kv_heads(self) -> int:
@@ -111,3 +115,29 @@ class ModelCodec:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelCodec:
         return self
+
+
+Codec = TypeVar("Codec", VectorCodec, LayerCodec)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+Derived = Callable[Concatenate[Codec, Arguments], Result]
+
+
+def kept_with_codec(make: Derived[Codec, Arguments, Result]) -> Derived[Codec, Arguments, Result]:
+    """`make`, called once for a codec and each set of further (hashable) arguments.
+
+    Results are kept in the codec's `derived`, so that an artifact that is replaced leaves nothing behind; they must not
+    hold the codec themselves.
+    """
+
+    def find(codec: Codec, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        key = (make, args, *kwargs.items())
+        try:
+            found: Result = codec.derived[key]
+        except KeyError:
+            found = codec.derived[key] = make(codec, *args, **kwargs)
+        return found
+
+    return find

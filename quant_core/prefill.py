@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.backends.base import ColumnPlan
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.rotary import Rotary
 from quant_core.spec import PAGE_SIZE, WindowSpec
 
@@ -164,7 +164,7 @@ def _into(codec: LayerCodec, bucket_len: int, first: int) -> tuple[mx.array, mx.
     return mean @ turn, back @ transform
 
 
-@lru_cache(maxsize=1024)
+@kept_with_codec
 def _halves(codec: VectorCodec) -> tuple[mx.array, mx.array, mx.array]:
     """T and T^-1 `[Hkv, D, D]`, the mean `[Hkv, 1, D]`, float16."""
     half = mx.float16

@@ -15,7 +15,7 @@ import numpy as np
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.backends.cuda import by_name
 from quant_core.backends.kernel_source import read, strip_comments
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.errors import KernelError
 from quant_core.rotary import Rotary
 from quant_core.spec import PAGE_SIZE, WindowSpec
@@ -150,7 +150,7 @@ def _channel_order(rotary: Rotary | None, head_dim: int) -> np.ndarray[Any, np.d
     return np.concatenate([pairs, rest], axis=1).reshape(-1)
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _prepare(codec: LayerCodec) -> _Prepared:
     """The keys' inverse as operands of mma.m16n8k16: `[Hkv, D/16, D/16, 32 lanes, 8]`, lane (g, t) holding rows 2g and
     2g + 1 of its 16 output dims and input channels 4t ... 4t + 3 of the step's 16."""
@@ -170,7 +170,7 @@ def _prepare(codec: LayerCodec) -> _Prepared:
     return prepared
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _int8_tables(codec: LayerCodec) -> _Tables | None:
     """The tables as int8; None: the kernel cannot take them, or they are not on a grid.
 
@@ -192,7 +192,7 @@ def _int8_tables(codec: LayerCodec) -> _Tables | None:
     return tables
 
 
-@lru_cache(maxsize=1024)
+@kept_with_codec
 def _tables(codec: LayerCodec, columns: int) -> _Tables:
     """The fastest variant for this many query columns of a KV head, and its tables."""
     int8 = _int8_tables(codec) if columns <= _INT8_COLUMNS else None
@@ -265,7 +265,7 @@ class _Shape:
     page_bytes: int
 
 
-@lru_cache(maxsize=1024)
+@kept_with_codec
 def _shape(codec: LayerCodec, dtype: mx.Dtype, num_heads: int, new_len: int) -> _Shape:
     hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
     columns = gqa_factor * new_len
@@ -303,9 +303,9 @@ def _params(
     return mx.array(np.array(values, np.uint32).view(np.int32))
 
 
-@lru_cache(maxsize=1024)
+@kept_with_codec
 def _supports(
-    codec: LayerCodec, window: WindowSpec, head_dim: int, dtype: mx.Dtype, pool_shape: tuple[int, int],
+    codec: LayerCodec, window: WindowSpec, head_dim: int, dtype: mx.Dtype, pool_shape: tuple[int, ...],
     pages_per_slab: int,
 ) -> bool:  # fmt: skip
     values = codec.values.spec.sections[0]

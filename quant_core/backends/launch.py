@@ -13,7 +13,7 @@ import numpy as np
 from quant_core import code_space
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, plan_decode
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.errors import ShapeError
 from quant_core.rotary import Rotary
 from quant_core.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
@@ -37,7 +37,7 @@ def _factor(scale: float) -> mx.array:
     return mx.array([scale * math.log2(math.e)] * MIN_PARAMETERS, mx.float32)
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def flat_tables(codec: VectorCodec) -> mx.array:
     """All tables of a codec as `[Hkv, entries]` float16, sections one after another."""
     heads = codec.num_kv_heads
@@ -66,7 +66,7 @@ def product_dtype(dtype: mx.Dtype) -> mx.Dtype:
     return mx.float32 if dtype == mx.float32 else mx.float16
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _query_inverse(codec: VectorCodec, dtype: mx.Dtype) -> mx.array:
     """The keys' inverse, transposed, its columns in `query_order`."""
     inverse = mx.contiguous(codec.inverse[:, mx.array(query_order(codec.spec))].swapaxes(-1, -2).astype(dtype))
@@ -94,7 +94,7 @@ def _rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
     return [("ROTARY_DIMS", dims), ("TRADITIONAL", traditional)]
 
 
-@lru_cache(maxsize=1024)
+@kept_with_codec
 def _append_constants(
     codec: LayerCodec, dtype: mx.Dtype, length: int
 ) -> tuple[tuple[mx.array, ...], list[tuple[str, Any]], int]:

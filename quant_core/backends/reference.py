@@ -12,7 +12,7 @@ from quant_core.attention import Positions, attend_codes, group_queries
 from quant_core.backends import base
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.cache.layout import unpack_block
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.softmax import Partial, attend_block, visibility_bias
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
 
@@ -77,7 +77,7 @@ def _land(old: mx.array, new: mx.array, index: mx.array | None) -> mx.array:
     return mx.take_along_axis(mx.concatenate([old, new], axis=2), index, axis=2)
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _flat_tables(codec: VectorCodec) -> tuple[tuple[mx.array, mx.array], ...]:
     """Per section: tables as one row of words per entry, and `[Hkv, 1, M]` first entry of each sub-vector's table."""
     sections = []
@@ -92,7 +92,7 @@ def _flat_tables(codec: VectorCodec) -> tuple[tuple[mx.array, mx.array], ...]:
     return tuple(sections)
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _distance_tables(codec: VectorCodec) -> tuple[mx.array, ...]:
     """Per section `[Hkv, M, d + 1, 256]` float32: `[x, 1]` times it is ||x - c||^2 less ||x||^2, alike for every c."""
     tables = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +12,7 @@ import numpy as np
 from quant_core import code_space
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.cache.layout import LayerLayout
-from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
+from quant_core.codec import LayerCodec, ModelCodec, VectorCodec, kept_with_codec
 from quant_core.rotary import Rotary
 from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.table_grid import multiples, snap
@@ -59,7 +58,7 @@ class Case:
         )
 
 
-@lru_cache(maxsize=512)
+@kept_with_codec
 def _on_grid(codec: VectorCodec) -> bool:
     return all(multiples(np.array(t.astype(mx.float32))) is not None for t in codec.codebooks)
 

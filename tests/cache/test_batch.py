@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +293,21 @@ def _unwritten_batch(model: Any, store: PackedStore, num_rows: int) -> list[Any]
     for caches in rows:
         logprobs(model, caches, prompts(128)[0])
     return [BatchVQCache.merge([row[i] for row in rows]) for i in range(len(rows[0]))]
+
+
+def test_a_replaced_artifact_leaves_nothing_behind(model: Any) -> None:
+    """Neither the store nor what the kernels made of the codec's tables and matrices."""
+    codec = random_codec(2, 2, 64)
+    halves = [weakref.ref(half) for layer in codec.layers.values() for half in (layer.keys, layer.values)]
+    store = PackedStore(model, codec, plan_memory(codec, 24 << 20, 8))
+    caches = store.new_row(store.reserve(300))
+    logprobs(model, caches, prompts(200)[0])
+    store.flush([caches])
+    logprobs(model, caches, [1], chunk=1)
+    assert any(half().derived for half in halves)
+    del codec, store, caches
+    gc.collect()
+    assert all(half() is None for half in halves)
 
 
 def test_a_row_of_another_artifact_is_refused(model: Any, store: PackedStore, tmp_path: Path) -> None:
