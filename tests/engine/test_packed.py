@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -48,6 +50,23 @@ def test_a_resumed_conversation_equals_a_cold_one(model: Any, tokenizer: Any) ->
         assert warm.finish.cached_tokens == 150
     with serving(model, tokenizer, lambda: packed(model)) as loop:
         assert ask(loop, request("b", tokens[:150] + tokens[210:300], 12)).tokens() == warm.tokens()
+
+
+def test_an_artifact_that_is_swapped_out_is_freed(model: Any, tokenizer: Any) -> None:
+    def activate(loop: EngineLoop, seed: int) -> list[weakref.ref[Any]]:
+        codec = random_codec(2, 2, 64, seed=seed)
+        store = PackedStore(model, codec, plan_memory(codec, 24 << 20, 4))
+        loop.call(lambda: loop.activate(store)).result(5)
+        halves = [half for layer in codec.layers.values() for half in (layer.keys, layer.values)]
+        return [weakref.ref(kept) for kept in (store.plan.pool, *halves)]
+
+    with serving(model, tokenizer, lambda: packed(model)) as loop:
+        second = activate(loop, 1)
+        ask(loop, request("a", prompt(300), 80, boundaries=(150,)))
+        activate(loop, 2)
+        ask(loop, request("b", prompt(100), 5))
+        gc.collect()
+        assert [kept() for kept in second] == [None] * len(second)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
