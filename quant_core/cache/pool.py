@@ -56,7 +56,7 @@ class Pool:
         """Write rows of `contents [n, size]` uint8 in place, each at a (slab, byte offset).
 
         Nothing may hold the array meanwhile, or MLX copies it whole: no view, no step under way, and no evaluation that
-        has not been synchronised with (its handlers keep what it made for a moment longer). Hence one call for all.
+        has not been synchronised with (it may keep what it made for a moment longer). Hence one call for all.
         """
         for index, (slab, start) in enumerate(places):
             self.array[slab, start : start + contents.shape[1]] = contents[index]
