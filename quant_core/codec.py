@@ -121,7 +121,7 @@ Codec = TypeVar("Codec", VectorCodec, LayerCodec)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-
+# A function of a codec and further arguments.
 Derived = Callable[Concatenate[Codec, Arguments], Result]
 
 
