@@ -1,6 +1,6 @@
 // Order of codes inside a block of a page: 64 tokens of one head, keys or values, one section of the codec.
 //
-// The same order as quant_core/cache/layout.py (pack_block), as index functions in the subset shared by Metal and CUDA.
+// The same order as quant_core/codec/page_layout.py (pack_block), as index functions in the subset shared by Metal and CUDA.
 // A codec of two sections (3 bits) stores one block after the other: section s starts at 64 * (sub-vectors before it).
 // token: 0 ... 63; subvec: 0 ... num_subvecs - 1. Result: byte inside the block, 0 ... 64 * num_subvecs - 1.
 //

@@ -1,5 +1,5 @@
 // vq_attention_mma, int8: the arithmetic of vq_attention_mma.cu for tables whose entries are whole multiples of a step
-// (quant_core/table_grid.py), on the integer tensor cores. Its text follows that file's.
+// (quant_core/codec/table_grid.py), on the integer tensor cores. Its text follows that file's.
 //
 // What     Int8Math takes the place of HalfMath for up to 4 query columns, sub-vectors of 4 and 8. A column of queries or
 //          weights is a 16-bit whole number, 256 hi + lo, and takes two of the operand's 8 columns: 2h its hi, 2h + 1 its

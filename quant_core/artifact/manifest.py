@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
 from quant_core.errors import ArtifactError
-from quant_core.rotary import Rotary
-from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
 
 FORMAT = "vecinfer-artifact"
 FORMAT_VERSION = 1

@@ -29,9 +29,9 @@ from quant_core.artifact.manifest import (
     layer_manifest,
     model_fingerprint,
 )
-from quant_core.codec import ModelCodec
+from quant_core.codec.codec import ModelCodec
+from quant_core.codec.spec import WindowSpec
 from quant_core.errors import ArtifactError, QuantError
-from quant_core.spec import WindowSpec
 
 __all__ = ["ArtifactStore", "Manifest", "model_fingerprint"]
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from quant_core.cache.layout import LayerLayout
-from quant_core.codec import LayerCodec, VectorCodec
-from quant_core.spec import WindowSpec
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.page_layout import LayerLayout
+from quant_core.codec.spec import WindowSpec
 
 # Of exact vectors in code space. The kernels know no other; the acceptance checks tell its rounding from errors.
 EXACT_DTYPE = mx.float16

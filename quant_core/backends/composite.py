@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec import LayerCodec
-from quant_core.spec import WindowSpec
+from quant_core.codec.codec import LayerCodec
+from quant_core.codec.spec import WindowSpec
 
 # Tested and replaced one by one; vq_attention_mma exists on CUDA only, in front of vq_attention.
 KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_columns", "vq_attention", "vq_attention_mma")

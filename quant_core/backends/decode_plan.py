@@ -9,7 +9,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from quant_core.spec import PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 
 # Apple's limit; kept on CUDA too, so that both run the same launch.
 THREADGROUP_BYTES = 32768

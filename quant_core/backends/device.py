@@ -8,10 +8,10 @@ import mlx.core as mx
 
 from quant_core.backends import launch
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
-from quant_core.backends.kernel_source import Dialect, KernelSource, load_kernel
+from quant_core.backends.kernel_text import Dialect, KernelSource, load_kernel
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec import LayerCodec, VectorCodec
-from quant_core.spec import MAX_DECODE_LEN, WindowSpec
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.spec import MAX_DECODE_LEN, WindowSpec
 
 
 class DeviceBackend:

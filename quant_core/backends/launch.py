@@ -10,13 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core import code_space
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, plan_decode
-from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
+from quant_core.codec import space as code_space
+from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import ShapeError
-from quant_core.rotary import Rotary
-from quant_core.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
 
 # Builds a kernel of the manifest for one dialect; the result is called with MLX's launch arguments.
 Launcher = Callable[..., list[mx.array]]

@@ -7,14 +7,14 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from quant_core import code_space
-from quant_core.attention import Positions, attend_codes, group_queries
+from quant_core.attention.softmax import Partial, attend_block, visibility_bias
+from quant_core.attention.streaming import Positions, attend_codes, group_queries
 from quant_core.backends import base
 from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
-from quant_core.cache.layout import unpack_block
-from quant_core.codec import LayerCodec, VectorCodec, kept_with_codec
-from quant_core.softmax import Partial, attend_block, visibility_bias
-from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
+from quant_core.codec import space as code_space
+from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
+from quant_core.codec.page_layout import unpack_block
+from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
 
 # Pages of history attended to at once; bounds the memory of a decode step.
 BLOCK_PAGES = 32

@@ -11,11 +11,11 @@ import numpy as np
 from mlx_lm.generate import generation_stream
 
 from quant_core.backends.base import KernelBackend
-from quant_core.cache.layout import BlockKind, pack_block
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
+from quant_core.codec.page_layout import BlockKind, pack_block
+from quant_core.codec.spec import MAX_DECODE_LEN, PAGE_SIZE, VQSpec
 from quant_core.errors import PoolError
-from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE, VQSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from quant_core import patch
+from quant_core.attention import patch
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.registry import choose_backend
+from quant_core.backends.choose import choose_backend
 from quant_core.cache.flush import flush_rows
-from quant_core.cache.layout import PageLayout
 from quant_core.cache.page_table import PageReservation
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
@@ -23,9 +22,10 @@ from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapsh
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage
 from quant_core.cache.views import PackedLayer
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
-from quant_core.codec import ModelCodec
+from quant_core.codec.codec import ModelCodec
+from quant_core.codec.page_layout import PageLayout
+from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import PoolError
-from quant_core.spec import PAGE_SIZE
 
 
 @dataclass

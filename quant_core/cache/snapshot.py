@@ -14,7 +14,7 @@ from quant_core.cache.page_table import page_name
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.cache.vq_cache import VQCache
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 
 class PackedSnapshot:

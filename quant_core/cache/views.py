@@ -9,15 +9,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.attention import Block, ExactColumns, attend_row, exact_columns
+from quant_core.attention.fused import attend_row_fused, can_fuse, plan_columns
+from quant_core.attention.streaming import Block, ExactColumns, attend_row, exact_columns
 from quant_core.backends import base
 from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.reference import reconstruct
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
-from quant_core.codec import LayerCodec, ModelCodec
-from quant_core.prefill import attend_row_fused, can_fuse, plan_columns
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.codec import LayerCodec, ModelCodec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 # Pages of history a prompt chunk attends to at once where it is not read in one fused call: 1,024 tokens.
 BLOCK_PAGES = 16

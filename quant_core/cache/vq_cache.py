@@ -13,16 +13,16 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import _BaseCache
 
-from quant_core import code_space
+from quant_core.attention.fused import can_fuse, vectors_in
 from quant_core.backends import base
 from quant_core.backends.base import RingArrays
 from quant_core.backends.reference import land
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
 from quant_core.cache.views import DecodeView, PackedLayer, PendingCodes, PrefillRow, PrefillView
+from quant_core.codec import space as code_space
+from quant_core.codec.spec import MAX_DECODE_LEN, PAGE_SIZE
 from quant_core.errors import KernelError, PoolError
-from quant_core.prefill import can_fuse, vectors_in
-from quant_core.spec import MAX_DECODE_LEN, PAGE_SIZE
 
 
 class BatchVQCache(_BaseCache):  # type: ignore[misc]
@@ -31,7 +31,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     Implements mlx-lm's whole batch protocol; merge, extend, filter and extract are list operations plus small arrays.
     """
 
-    # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.patch).
+    # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.attention.patch).
     bits = 8
     group_size = 64
 
@@ -165,7 +165,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
 
     @state.setter
     def state(self, value: Any) -> None:
-        raise PoolError("a packed cache's state lies in the pool; use quant_core.cache.files to save and load it")
+        raise PoolError("a packed cache's state lies in the pool; use quant_core.cache.row_file to save and load it")
 
     @property
     def nbytes(self) -> int:

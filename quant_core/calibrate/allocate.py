@@ -8,7 +8,7 @@ from typing import Literal
 
 from quant_core.calibrate.collect import LayerSamples
 from quant_core.calibrate.fit import Kind, TransformName, layer_costs
-from quant_core.spec import VQSpec
+from quant_core.codec.spec import VQSpec
 
 Allocation = Literal["uniform", "measured"]
 # What a layer can get. 3 bits are left out: two sub-vector sizes have no tensor-core kernel.

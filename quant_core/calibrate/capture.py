@@ -15,7 +15,7 @@ class CaptureCache:
         queries: `[1, Hq, L, D]` of each forward pass that reached the patched attention.
     """
 
-    # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.patch).
+    # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.attention.patch).
     bits = 8
     group_size = 64
 

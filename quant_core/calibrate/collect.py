@@ -11,13 +11,13 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from quant_core import patch
+from quant_core.attention import patch
 from quant_core.calibrate.capture import CaptureCache
 from quant_core.calibrate.layers import LayerGeometry
 from quant_core.calibrate.sensitivity import gradient_slice, gradients, num_measured
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
-from quant_core.rotary import Rotary
-from quant_core.spec import WindowSpec
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from quant_core.backends.base import KernelBackend
 from quant_core.cache.packed_store import build_caches
 from quant_core.calibrate.report import EvaluationReport, TextReport
-from quant_core.codec import ModelCodec
+from quant_core.codec.codec import ModelCodec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from quant_core.errors import CodecError
-from quant_core.evaluation.metrics import PositionLosses, joined, log_probs, position_losses, summarise
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.losses import PositionLosses, joined, log_probs, position_losses, summarise
 
 
 @dataclass(frozen=True, eq=False)

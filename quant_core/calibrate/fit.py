@@ -10,14 +10,14 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples
+from quant_core.calibrate.preview import HeadSamples, columns_of, into, trial_cost
 from quant_core.calibrate.sensitivity import token_weights
 from quant_core.calibrate.tables import TablePoints, fit_tables
-from quant_core.calibrate.trial import HeadSamples, columns_of, into, trial_cost
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.spec import VQSpec
+from quant_core.codec.table_grid import snap
+from quant_core.codec.transform import Moments, Transform, learned, smooth_hadamard
 from quant_core.errors import CodecError
-from quant_core.spec import VQSpec
-from quant_core.table_grid import snap
-from quant_core.transform import Moments, Transform, learned, smooth_hadamard
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TransformName = Literal["auto", "learned", "smooth_hadamard"]

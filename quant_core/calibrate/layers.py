@@ -11,10 +11,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from quant_core import patch
+from quant_core.attention import patch
 from quant_core.calibrate.capture import CaptureCache
+from quant_core.codec.rotary import Rotary, rotary_of
 from quant_core.errors import KernelError
-from quant_core.rotary import Rotary, rotary_of
 
 PROBE_LEN = 8
 # The probe's second run starts here: keys must turn by this many positions, as the rotary embedding read says.

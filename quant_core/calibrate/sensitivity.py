@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.calibrate.capture import CaptureCache
-from quant_core.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 # Of a token's weight over the mean of its head: what lies outside is one draw's noise.
 WEIGHT_RANGE = (1e-3, 10.0)

@@ -9,9 +9,9 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
-from quant_core.kmeans import COARSE_ITERATIONS, FINE_ITERATIONS, Points, Weights, kmeans
-from quant_core.kmeans_gpu import kmeans_many
-from quant_core.spec import NUM_CENTROIDS
+from quant_core.calibrate.kmeans import COARSE_ITERATIONS, FINE_ITERATIONS, Points, Weights, kmeans
+from quant_core.calibrate.kmeans_gpu import kmeans_many
+from quant_core.codec.spec import NUM_CENTROIDS
 
 T = TypeVar("T")
 

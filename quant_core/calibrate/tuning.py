@@ -20,11 +20,12 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from quant_core import code_space, patch
-from quant_core.codec import LayerCodec, VectorCodec
-from quant_core.kmeans_gpu import PIECE
-from quant_core.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
-from quant_core.table_grid import snap
+from quant_core.attention import patch
+from quant_core.calibrate.kmeans_gpu import PIECE
+from quant_core.codec import space as code_space
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
+from quant_core.codec.table_grid import snap
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from quant_core.calibrate.progress import Clock, Progress
 from quant_core.errors import CodecError
+from quant_core.slices import Clock, Progress
 
 # A window shorter than this reads no coded page at the default settings and is not worth keeping.
 MIN_WINDOW_LEN = 160

@@ -9,7 +9,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from quant_core.cache.store import Caches
 from quant_core.cache.vq_cache import VQCache
-from quant_core.spec import PAGE_SIZE
+from quant_core.codec.spec import PAGE_SIZE
 
 
 @dataclass(frozen=True)

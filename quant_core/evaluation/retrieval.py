@@ -12,8 +12,8 @@ import numpy as np
 from quant_core.cache.store import Caches
 from quant_core.errors import CodecError
 from quant_core.evaluation.methods.base import Method
-from quant_core.evaluation.metrics import log_probs
 from quant_core.evaluation.score import ScoreOptions, chunks
+from quant_core.losses import log_probs
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 OPENING = "There is a pass key hidden in a long text. Find it and remember it.\n"

@@ -12,10 +12,11 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import Caches
 from quant_core.calibrate.evaluate import first_coded_position
+from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
 from quant_core.evaluation.measure import Held, measure
 from quant_core.evaluation.methods.base import Method
-from quant_core.evaluation.metrics import (
+from quant_core.losses import (
     Loss,
     PositionKL,
     PositionLosses,
@@ -25,7 +26,6 @@ from quant_core.evaluation.metrics import (
     position_losses,
     summarise,
 )
-from quant_core.spec import WindowSpec
 
 Windows = Sequence[Sequence[int]]
 

@@ -10,7 +10,7 @@ sub-vector, so `num_subspaces` sets the true bits per channel, which are logged 
 """
 
 from quant_core.artifact.npy_store import NpyArtifactStore
-from quant_core.patch import patch_mlx_lm_for_fused_sdpa
+from quant_core.attention.patch import patch_mlx_lm_for_fused_sdpa
 from quant_core.veloxquant.allocator import calibrate_smooth_factors, train_codebook
 from quant_core.veloxquant.cache import KVCacheBuilder, KVCacheConfig
 from quant_core.veloxquant.codebook import ProductCodebook

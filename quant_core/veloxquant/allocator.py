@@ -10,14 +10,14 @@ import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.fit import fit_layer, moments_of
-from quant_core.calibrate.job import check_text
 from quant_core.calibrate.layers import LayerGeometry, survey_layers
-from quant_core.calibrate.progress import Clock, Progress
+from quant_core.calibrate.procedure import check_text
 from quant_core.calibrate.windows import builtin_windows, text_windows
-from quant_core.codec import LayerCodec
+from quant_core.codec.codec import LayerCodec
+from quant_core.codec.spec import NUM_CENTROIDS, WindowSpec
+from quant_core.codec.transform import DEAD_FRACTION
 from quant_core.errors import CodecError, SpecError
-from quant_core.spec import NUM_CENTROIDS, WindowSpec
-from quant_core.transform import DEAD_FRACTION
+from quant_core.slices import Clock, Progress
 from quant_core.veloxquant.codebook import Array, ProductCodebook, SmoothFactors, subspace_spec
 
 log = logging.getLogger(__name__)

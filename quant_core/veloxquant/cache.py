@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from quant_core.backends.base import KernelBackend
+from quant_core.backends.choose import choose_backend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.backends.registry import choose_backend
 from quant_core.cache.packed_store import build_caches
 from quant_core.cache.store import Caches
 from quant_core.errors import SpecError

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.artifact.manifest import content_id, layer_arrays, layer_from, layer_manifest
-from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.codec.codec import LayerCodec, ModelCodec
+from quant_core.codec.spec import NUM_CENTROIDS, Section, VQSpec, WindowSpec
 from quant_core.errors import ArtifactError, QuantError, SpecError
-from quant_core.spec import NUM_CENTROIDS, Section, VQSpec, WindowSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # lambda per layer index, `[Hkv, D]` float32.

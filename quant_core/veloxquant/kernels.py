@@ -9,9 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from quant_core.backends.base import KernelBackend
+from quant_core.backends.choose import choose_backend
 from quant_core.backends.reference import ReferenceBackend, reconstruct
-from quant_core.backends.registry import choose_backend
-from quant_core.codec import VectorCodec
+from quant_core.codec.codec import VectorCodec
 from quant_core.errors import ShapeError
 from quant_core.veloxquant.codebook import LARGEST_KERNEL_DIM
 

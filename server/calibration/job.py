@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from quant_core.spec import WindowSpec
+from quant_core.codec.spec import WindowSpec
 
 JobState = Literal["queued", "collecting", "fitting", "evaluating", "storing", "stored", "failed", "cancelled"]
 Transform = Literal["auto", "learned", "smooth_hadamard"]
@@ -25,7 +25,7 @@ STATE_OF_PHASE: dict[str, JobState] = {
 
 
 class ProgressReport(Protocol):
-    """What a calibration says after each slice (`quant_core.calibrate.job.Progress`)."""
+    """What a calibration says after each slice (`quant_core.calibrate.procedure.Progress`)."""
 
     @property
     def phase(self) -> str:

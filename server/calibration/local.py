@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
-from server.calibration.first import job_options
 from server.calibration.procedure import calibration_slices
+from server.calibration.runs import job_options
 from server.calibration.text_file import CalibrationText
 from server.config import ServerConfig, user_data_dir
 from server.model.loader import load

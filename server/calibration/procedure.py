@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from quant_core.calibrate.job import CalibrationOptions, CalibrationResult, Progress, calibrate
 from quant_core.calibrate.presets import preset
+from quant_core.calibrate.procedure import CalibrationOptions, CalibrationResult, Progress, calibrate
 from quant_core.calibrate.windows import builtin_windows, text_windows
 from quant_core.errors import CodecError
 from server.calibration.job import JobOptions

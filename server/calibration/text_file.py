@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ConfigError
-from server.prompt import Message, render_chat
+from server.model.prompts import Message, render_chat
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
-from server.commands.plots import require_matplotlib
 from server.errors import ConfigError
+from server.terminal.plots import require_matplotlib
 
 if TYPE_CHECKING:
-    from server.bench.decode import Measurement
+    from server.measure.decode import Measurement
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def attention(
     Example: vecinfer bench attention --shapes 1x196608,8x32768 --bits 2/2 --json attention.json
     """
     _prepare_device()
-    from server.bench import attention as bench
+    from server.measure import attention as bench
 
     if plot is not None:
         require_matplotlib("--plot")
@@ -68,7 +68,7 @@ def attention(
         )
         _write(out, bench.report(rows, geometry, backend))
     if plot is not None:
-        from server.bench.plots import save_attention_plot
+        from server.measure.plots import save_attention_plot
 
         save_attention_plot(bench.report(rows, geometry, backend)["results"], plot)
 
@@ -85,8 +85,8 @@ def encode(
     Example: vecinfer bench encode --bits 2 --tokens 64
     """
     _prepare_device()
-    from server.bench import encode as bench
-    from server.bench.attention import Geometry
+    from server.measure import encode as bench
+    from server.measure.attention import Geometry
 
     kv_heads, dim = _numbers(heads, "/", 2, "--heads")
     console, found = Console(), []
@@ -119,8 +119,8 @@ def decode(
     Example: vecinfer bench decode --contexts 32768 --batches 1,8 --json decode.json
     """
     _prepare_device()
-    from server.bench import decode as bench
-    from server.bench.model import SHAPES, random_model
+    from server.measure import decode as bench
+    from server.measure.random_model import SHAPES, random_model
 
     if plot is not None:
         require_matplotlib("--plot")
@@ -147,8 +147,8 @@ def prefill(
     Example: vecinfer bench prefill --contexts 8192
     """
     _prepare_device()
-    from server.bench import decode as bench
-    from server.bench.model import SHAPES, random_model
+    from server.measure import decode as bench
+    from server.measure.random_model import SHAPES, random_model
 
     if plot is not None:
         require_matplotlib("--plot")
@@ -173,8 +173,8 @@ def calibrate(
     """
     _prepare_device()
     from quant_core.calibrate.presets import PresetName
-    from server.bench import calibrate as bench
-    from server.bench.model import SHAPES, random_model
+    from server.measure import calibrate as bench
+    from server.measure.random_model import SHAPES, random_model
 
     chosen = SHAPES.get(shape)
     if chosen is None:
@@ -219,7 +219,7 @@ def _print_model_rows(rows: Iterable[Measurement], out: Path | None, plot: Path 
         console.print(f"{row.phase:>8} {row.method:>8} {row.batch:5} {row.context:8} {figures}", highlight=False)
         _write(out, found)
     if plot is not None:
-        from server.bench.plots import save_model_plot
+        from server.measure.plots import save_model_plot
 
         save_model_plot(found, plot)
 

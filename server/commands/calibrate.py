@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.commands.client import DEFAULT_URL, connect, raise_for_error
-from server.commands.progress import report_progress
+from server.terminal.client import DEFAULT_URL, connect, raise_for_error
+from server.terminal.progress import report_progress
 
 if TYPE_CHECKING:
     import httpx

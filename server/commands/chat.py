@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from server.commands.client import DEFAULT_URL, connect, raise_for_error
+from server.terminal.client import DEFAULT_URL, connect, raise_for_error
 
 if TYPE_CHECKING:
     import httpx

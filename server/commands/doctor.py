@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from quant_core.backends.selftest import KernelVerdict
-    from server.examination import Examination
+    from quant_core.proof.selftest import KernelVerdict
+    from server.doctor.report import Examination
 
 
 def register(app: typer.Typer) -> None:
@@ -40,13 +40,13 @@ def doctor(
 
     Example: vecinfer doctor --model demo
     """
-    from server.commands.progress import report_progress
     from server.model.device import prepare_device
+    from server.terminal.progress import report_progress
 
     errors = Console(stderr=True, soft_wrap=True)
     prepare_device(lambda line: errors.print(line, highlight=False, markup=False))
     from server.config import ServerConfig, override
-    from server.examination import examine  # imports MLX: seconds
+    from server.doctor.report import examine  # imports MLX: seconds
 
     settings = {"model.name": model, "data_dir": data_dir, "kv_cache.backend": backend}
     with report_progress(errors) as report:

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from quant_core.errors import SpecError
 from server.calibration.job import PresetName
-from server.commands.plots import require_matplotlib
-from server.commands.progress import report_progress
 from server.errors import ConfigError
+from server.terminal.plots import require_matplotlib
+from server.terminal.progress import report_progress
 
 DEFAULT_METHODS = "float16,affine8,affine4,smooth_hadamard_blind,smooth_hadamard,learned"
 
@@ -78,7 +78,7 @@ def evaluate(
     console = Console(stderr=True)
     prepare_device(lambda line: console.print(line, highlight=False, markup=False))
     from quant_core.evaluation.methods import parse_bits
-    from server.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
+    from server.measure.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
 
     texts = (*(text or ()), *(files or ()))
     if not texts and not retrieval:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from server.commands.progress import report_progress
+from server.terminal.progress import report_progress
 
 
 def register(app: typer.Typer) -> None:

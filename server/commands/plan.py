@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from server.planning import Chip
+    from server.memory.estimate import Chip
 
 MEMORY_GB = (16, 24, 32, 64)
 
@@ -41,8 +41,8 @@ def plan(
 
     Example: vecinfer plan --model llama-3.1-8b --context 32768 --chip m4-pro
     """
-    from quant_core.spec import WindowSpec
-    from server import planning
+    from quant_core.codec.spec import WindowSpec
+    from server.memory import estimate as planning
 
     shape, gpu = planning.model_shape(model, weight_bits), _chip(chip)
     packed = planning.packed_plan(shape, key_bits or bits, value_bits or bits, WindowSpec())
@@ -71,7 +71,7 @@ def _chip(name: str | None) -> Chip:
         ConfigError: a chip that is not in the table.
     """
     from server.errors import ConfigError
-    from server.planning import CHIPS
+    from server.memory.estimate import CHIPS
 
     if name is None:
         import mlx.core as mx
@@ -85,7 +85,7 @@ def _chip(name: str | None) -> Chip:
 
 
 def _cache_report(shape: Any, cache: Any, chip: Chip, context: int, batch: int) -> dict[str, Any]:
-    from server.planning import decode_estimate, kv_budget_bytes, num_conversations
+    from server.memory.estimate import decode_estimate, kv_budget_bytes, num_conversations
 
     step = decode_estimate(shape, cache, chip, context, batch)
     return {

@@ -93,7 +93,7 @@ def start(config: ServerConfig) -> None:
     console = Console(stderr=True, soft_wrap=True)
     check_port(config.http.host, config.http.port)
     prepare_device(lambda line: console.print(line, highlight=False, markup=False))
-    from server.app_main import run  # imports MLX, FastAPI and mlx-lm: seconds
+    from server.serving.run import run  # imports MLX, FastAPI and mlx-lm: seconds
 
     run(config)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from server.service.places import Places
+    from server.launchd.places import Places
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,9 +56,9 @@ def install(
 
     Example: sudo vecinfer service install --model mlx-community/Qwen3-8B-4bit --port 8080
     """
-    from server.service.install import InstallOptions, plan_install, require_mac_and_root
-    from server.service.install import install as run_install
-    from server.service.machine import Machine
+    from server.launchd.install import InstallOptions, plan_install, require_mac_and_root
+    from server.launchd.install import install as run_install
+    from server.launchd.machine import Machine
 
     machine = Machine()
     if not dry_run:
@@ -88,10 +88,10 @@ def uninstall(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would do.")] = False,
 ) -> None:
     """Stop the daemon after its running requests, and remove it; data stays without --purge."""
-    from server.service.install import require_mac_and_root
-    from server.service.machine import Machine
-    from server.service.uninstall import uninstall as run_uninstall
-    from server.service.uninstall import uninstall_steps
+    from server.launchd.install import require_mac_and_root
+    from server.launchd.machine import Machine
+    from server.launchd.uninstall import uninstall as run_uninstall
+    from server.launchd.uninstall import uninstall_steps
 
     places = _places(prefix)
     if dry_run:
@@ -107,9 +107,9 @@ def uninstall(
 @app.command()
 def status() -> None:
     """Say what launchd and the server report. Exit code: 0 ready, 1 running but not ready, 3 not running."""
-    from server.service.machine import Machine
-    from server.service.places import Places
-    from server.service.status import service_status
+    from server.launchd.machine import Machine
+    from server.launchd.places import Places
+    from server.launchd.status import service_status
 
     machine = Machine()
     _require_mac(machine.is_macos, "status")
@@ -127,9 +127,9 @@ def logs(
     ] = False,
 ) -> None:
     """Show the end of the daemon's log, which the server rotates itself."""
-    from server.service.machine import Machine
-    from server.service.tail import follow as new_lines
-    from server.service.tail import log_lines
+    from server.launchd.machine import Machine
+    from server.launchd.tail import follow as new_lines
+    from server.launchd.tail import log_lines
 
     machine = Machine()
     _require_mac(machine.is_macos, "logs")
@@ -147,8 +147,8 @@ def logs(
 def _places(prefix: Path | None) -> Places:
     """The given prefix, else that of the installed daemon, else the usual one."""
     from server.errors import ServiceError
-    from server.service.places import SERVER_LABEL, Places
-    from server.service.plist import read_installed
+    from server.launchd.places import SERVER_LABEL, Places
+    from server.launchd.plist import read_installed
 
     if prefix is not None:
         return Places(prefix.expanduser().absolute())
@@ -162,8 +162,8 @@ def _places(prefix: Path | None) -> Places:
 def _log_path(startup: bool) -> Path:
     from server.config import load_config
     from server.errors import ServiceError
-    from server.service.places import SERVER_LABEL, Places
-    from server.service.plist import read_installed
+    from server.launchd.places import SERVER_LABEL, Places
+    from server.launchd.plist import read_installed
 
     found = read_installed(Places().plist(SERVER_LABEL))
     if found is None:

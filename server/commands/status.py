@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.commands.client import DEFAULT_URL, connect, raise_for_error
+from server.terminal.client import DEFAULT_URL, connect, raise_for_error
 
 
 def register(app: typer.Typer) -> None:

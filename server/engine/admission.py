@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from quant_core.cache.store import KVStore, Reservation, Snapshot
-from server.engine.mailbox import Mailbox
+from server.engine.events import Mailbox
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import EngineEvent, GenerationRequest, is_terminal
 from server.errors import BadRequestError, ContextLengthError, QueueFullError

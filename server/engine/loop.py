@@ -18,13 +18,13 @@ from quant_core.cache.store import KVStore
 from quant_core.errors import QuantError
 from server.config import ServerConfig
 from server.engine.admission import Ticket, WaitingQueue, check_request
-from server.engine.board import Board, Whereabouts, initial_status
+from server.engine.background import JobRunner
 from server.engine.counters import Counters
+from server.engine.events import AsyncEvents, BlockingEvents, Mailbox
 from server.engine.interface import EngineStatus
-from server.engine.jobs import JobRunner
-from server.engine.mailbox import AsyncEvents, BlockingEvents, Mailbox
 from server.engine.request import AbortEvent, ErrorEvent, GenerationRequest
 from server.engine.scheduler import Loaded, Scheduler
+from server.engine.status import Board, Whereabouts, initial_status
 from server.engine.watchdog import Pulse, Watchdog
 from server.errors import ConflictError, NotReadyError, ServerError
 

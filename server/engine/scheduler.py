@@ -15,13 +15,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
 from server.engine.admission import Limits, Promise, Ticket, WaitingQueue, reserve
+from server.engine.batch import Lane, Progress, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
-from server.engine.lane import Lane, Progress, UnprovenCacheError
-from server.engine.pace import PrefillPace
+from server.engine.prefill_budget import PrefillPace
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
-from server.engine.running import RunningRequest
+from server.engine.rows import RunningRequest
 from server.errors import ConflictError
 
 log = logging.getLogger(__name__)

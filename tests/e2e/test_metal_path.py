@@ -13,17 +13,17 @@ import pytest
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.metal import MetalBackend
-from quant_core.backends.trial import Case, model_cases
-from quant_core.spec import WindowSpec
-from server import doctor
+from quant_core.codec.spec import WindowSpec
+from quant_core.proof.scenes import Case, model_cases
 from server.config import ServerConfig
+from server.doctor import proof as doctor
 from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
-from server.startup import Assembly, check_device, start_up
-from tests.engine.harness import ask, wait_until
+from server.serving.startup import Assembly, check_device, start_up
 from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 from tests.msl_on_cpu import compiler, installed, last_results
+from tests.server.engine.harness import ask, wait_until
 
 NEAR_TIE = 0.3
 QUESTION = "What is the capital of France, and what is it known for? " * 8

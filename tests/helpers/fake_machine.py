@@ -6,8 +6,8 @@ import plistlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.service.launchctl import LAUNCHCTL
-from server.service.machine import Account, Answer, Machine, Outcome
+from server.launchd.launchctl import LAUNCHCTL
+from server.launchd.machine import Account, Answer, Machine, Outcome
 
 SERVICE_USER = Account("_vecinfer", 380, 380, Path("/var/empty"))
 OWNER = Account("anna", 501, 20, Path("/Users/anna"))

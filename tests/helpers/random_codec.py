@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from quant_core.codec import LayerCodec, ModelCodec, VectorCodec
-from quant_core.rotary import Rotary
-from quant_core.spec import VQSpec, WindowSpec
+from quant_core.codec.codec import LayerCodec, ModelCodec, VectorCodec
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import VQSpec, WindowSpec
 
 
 def random_vector_codec(rng: np.random.Generator, spec: VQSpec, num_kv_heads: int) -> VectorCodec:

@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.attention.fused import plan_columns
 from quant_core.backends.base import KernelBackend, NewVectors
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec import VectorCodec
-from quant_core.prefill import plan_columns
-from quant_core.spec import WindowSpec
+from quant_core.codec.codec import VectorCodec
+from quant_core.codec.spec import WindowSpec
 from tests.kernels import oracle
 from tests.kernels.scene import Geometry, Scene
 

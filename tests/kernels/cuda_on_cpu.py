@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.attention_mma import _INPUTS, _OUTPUTS, AttentionMma, Variant
+from quant_core.backends.tensor_core import _INPUTS, _OUTPUTS, AttentionMma, Variant
 from tests.msl_on_cpu.compiler import CLANG, cache_dir
 
 _HEADER = Path(__file__).with_suffix(".h")

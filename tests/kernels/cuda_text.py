@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from quant_core.backends.kernel_source import load_kernel
+from quant_core.backends.kernel_text import load_kernel
 
 CTYPES = {
     mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.float32: "float", mx.int32: "int32_t", mx.uint8: "uint8_t",

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.backends.base import ColumnPlan, NewVectors
-from quant_core.cache.layout import unpack_block
-from quant_core.codec import LayerCodec, VectorCodec
+from quant_core.codec.codec import LayerCodec, VectorCodec
+from quant_core.codec.page_layout import unpack_block
 from tests.kernels.scene import Scene
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]

@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.backends.base import PagedCodes, RingArrays
-from quant_core.cache.layout import LayerLayout, pack_block
-from quant_core.codec import LayerCodec
-from quant_core.rotary import Rotary
-from quant_core.spec import PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.codec.codec import LayerCodec
+from quant_core.codec.page_layout import LayerLayout, pack_block
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from tests.helpers.random_codec import random_vector_codec
 
 

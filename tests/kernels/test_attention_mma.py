@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_core.backends import attention_mma, trial
-from quant_core.backends.attention_mma import HALF, INT8, AttentionMma, Variant, plan_splits
+from quant_core.backends import tensor_core as attention_mma
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.backends.selftest import prove
-from quant_core.backends.trial import Case, make_trial, random_layer_codec
-from quant_core.rotary import Rotary
-from quant_core.spec import VQSpec, WindowSpec
+from quant_core.backends.tensor_core import HALF, INT8, AttentionMma, Variant, plan_splits
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import VQSpec, WindowSpec
+from quant_core.proof import scenes as trial
+from quant_core.proof.scenes import Case, make_trial, random_layer_codec
+from quant_core.proof.selftest import prove
 from tests.kernels.cuda_on_cpu import CpuAttentionMma
 from tests.msl_on_cpu import compiler
 

@@ -12,7 +12,7 @@ import pytest
 from quant_core.backends import launch
 from quant_core.backends.cuda import build, by_name
 from quant_core.backends.decode_plan import choose_shape
-from quant_core.backends.kernel_source import load_kernel, manifest
+from quant_core.backends.kernel_text import load_kernel, manifest
 from tests.kernels.checks import variant
 from tests.kernels.cuda_text import compile_log, cuda_source, toolchain
 from tests.kernels.scene import make_codec

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 import yaml
 
-from quant_core.backends.kernel_source import manifest
+from quant_core.backends.kernel_text import manifest
 from tests.msl_on_cpu import compiler
 from tests.msl_on_cpu.dump import INDEX, dump
 from tests.msl_on_cpu.text import PRELUDE

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import metal_shaders
-from quant_core.backends.kernel_source import load_kernel, manifest, read, retarget
+from quant_core.backends.kernel_text import load_kernel, manifest, read, retarget
 
 ROOT = Path(metal_shaders.__file__).parent
 KERNELS = sorted(name for name in manifest() if name != "variants")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from quant_core.backends import kernel_source
+from quant_core.backends import kernel_text as kernel_source
 from quant_core.backends.metal import MetalBackend
-from quant_core.spec import WindowSpec
+from quant_core.codec.spec import WindowSpec
 from tests.kernels.checks import (
     check_append,
     check_attention,

@@ -8,7 +8,7 @@ import pytest
 
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.spec import VQSpec, WindowSpec
+from quant_core.codec.spec import VQSpec, WindowSpec
 from tests.helpers.random_codec import random_vector_codec
 from tests.kernels.checks import (
     check_append,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quant_core.backends.kernel_source import manifest
+from quant_core.backends.kernel_text import manifest
 from quant_core.backends.metal import MetalBackend
 from tests.kernels.checks import check_all, variant
 from tests.kernels.conftest import TWO_ORDERS

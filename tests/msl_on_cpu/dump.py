@@ -18,12 +18,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.attention.fused import plan_columns
 from quant_core.backends.base import NewVectors
-from quant_core.backends.kernel_source import manifest
+from quant_core.backends.kernel_text import manifest
 from quant_core.backends.metal import MetalBackend
-from quant_core.backends.trial import make_trial, standard_cases
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
-from quant_core.prefill import plan_columns
+from quant_core.proof.scenes import make_trial, standard_cases
 from tests.kernels.checks import variant
 from tests.kernels.scene import make_scene
 from tests.msl_on_cpu.kernel import capture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from quant_core.backends.base import KernelBackend
+from quant_core.codec.spec import LEGAL_BITS
 from quant_core.errors import SpecError
 from quant_core.evaluation.methods.affine import Affine
 from quant_core.evaluation.methods.allocated import Allocated
@@ -15,7 +16,6 @@ from quant_core.evaluation.methods.learned import Learned
 from quant_core.evaluation.methods.packed import PackedMethod
 from quant_core.evaluation.methods.paper import Paper
 from quant_core.evaluation.methods.smooth_hadamard import SmoothHadamard
-from quant_core.spec import LEGAL_BITS
 
 _FIXED: dict[str, Callable[[], Method]] = {
     "float16": Float16,

@@ -10,8 +10,8 @@ from quant_core.cache.store import Caches
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.layers import LayerGeometry, packable_layers
 from quant_core.calibrate.presets import preset
-from quant_core.codec import LayerCodec
-from quant_core.spec import WindowSpec
+from quant_core.codec.codec import LayerCodec
+from quant_core.codec.spec import WindowSpec
 
 
 @dataclass(eq=False)

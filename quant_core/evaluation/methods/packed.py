@@ -14,10 +14,10 @@ from quant_core.calibrate.collect import LayerSamples
 from quant_core.calibrate.fit import TransformName, fit_layer
 from quant_core.calibrate.layers import LayerGeometry
 from quant_core.calibrate.tuning import tune
-from quant_core.codec import LayerCodec, ModelCodec
+from quant_core.codec.codec import LayerCodec, ModelCodec
+from quant_core.codec.spec import VQSpec
 from quant_core.errors import CodecError
 from quant_core.evaluation.methods.base import FitText
-from quant_core.spec import VQSpec
 
 # Of the time a fit takes, the part that reads the text; a bar needs no more accuracy.
 READING = 0.5

@@ -8,7 +8,7 @@ from typing import Any
 from quant_core.backends.base import KernelBackend
 from quant_core.cache.packed_store import build_caches
 from quant_core.cache.store import Caches
-from quant_core.codec import ModelCodec
+from quant_core.codec.codec import ModelCodec
 from quant_core.evaluation.methods.base import FitText
 
 

@@ -1,0 +1,299 @@
+"""Is this machine's GPU right? Every kernel against the reference back end, on the geometries that will be used.
+
+Apple's compiler and drivers differ by machine and version, so the proof is made where the kernels run: each kernel is
+compiled for each geometry and compared on random data; one that fails is replaced by the reference (CompositeBackend).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from quant_core.attention.fused import plan_columns
+from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors
+from quant_core.backends.composite import KERNELS, CompositeBackend, FastAttention
+from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.codec import VectorCodec
+from quant_core.codec.spec import PAGE_SIZE
+from quant_core.errors import QuantError
+from quant_core.proof.scenes import Case, Trial, make_trial
+
+log = logging.getLogger(__name__)
+
+# Relative error of a row's attention by dtype: TF32 matmuls in float32; products and probabilities in half precision
+# otherwise (measured on an H100: up to 3.0e-3 in float16), and one rounding of the result.
+ATTENTION_LIMITS = {mx.float32: 3e-3, mx.float16: 5e-3, mx.bfloat16: 5e-3}
+# Relative error of an appended vector, stored in float16.
+APPEND_LIMIT = 2e-3
+# How much farther than the nearest centroid a chosen one may be.
+ENCODE_LIMIT = 1e-3
+_NUM_TIMED = 5
+# New tokens of the prompt chunk that vq_columns is shown.
+_CHUNK_LEN = 150
+# What MLX raises for a kernel that does not compile or launch.
+_REFUSALS = (RuntimeError, ValueError, TypeError, QuantError)
+
+_REFERENCE = ReferenceBackend()
+
+
+@dataclass(frozen=True)
+class KernelVerdict:
+    """What the self-test found about one kernel.
+
+    Attributes:
+        kernel: one of KERNELS.
+        passed: whether it may run.
+        error: the largest error seen, in the units of `limit`; infinite when it did not compile or run.
+        limit: what was allowed where the error was largest.
+        worst: geometry of that error, or of the failure.
+        detail: what went wrong; empty when it passed.
+        num_checks: comparisons made.
+        call_s: seconds a call takes at the first geometry, one row of the longest length; None when it failed.
+    """
+
+    kernel: str
+    passed: bool
+    error: float
+    limit: float
+    worst: str
+    detail: str
+    num_checks: int
+    call_s: float | None
+
+
+@dataclass(frozen=True)
+class _Finding:
+    error: float
+    limit: float
+    where: str
+
+
+F64 = np.ndarray[Any, np.dtype[np.float64]]
+Check = Callable[[Trial], Iterator[_Finding]]
+
+
+def device_kernels(backend: KernelBackend) -> tuple[str, ...]:
+    """The kernels of a back end that need a proof: none of the reference's."""
+    if not isinstance(backend, CompositeBackend):
+        return ()
+    return tuple(k for k in KERNELS if k != "vq_attention_mma" or backend.fast is not None)
+
+
+def prove(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> KernelVerdict:
+    """Compile and check `kernel` on all cases. A kernel that cannot be compiled or launched has failed."""
+    slices = prove_slices(kernel, backend, cases)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            verdict: KernelVerdict = stop.value
+            return verdict
+
+
+def prove_slices(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Generator[None, None, KernelVerdict]:
+    """`prove`, a geometry and number of new positions at a time, so that chats can go on between them."""
+    check = _check_of(kernel, backend)
+    found: list[_Finding] = []
+    timed: Case | None = None
+    for case in cases:
+        try:
+            for trial in _trials(kernel, case):
+                for finding in check(trial):
+                    found.append(finding)
+                    timed = timed or case
+                    if not finding.error <= finding.limit:  # NaN fails too
+                        return _failed(kernel, finding, len(found), "the result is wrong")
+                yield
+        except _REFUSALS as error:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            finding = _Finding(math.inf, 0.0, case.label)
+            return _failed(kernel, finding, len(found) + 1, f"it cannot run: {text[0][:300]}")
+    seconds = None if timed is None else _call_seconds(kernel, backend, timed)
+    nothing = _Finding(0.0, 0.0, "none of these geometries")
+    worst = max(found, key=lambda f: f.error / f.limit if f.limit else f.error, default=nothing)
+    return KernelVerdict(kernel, True, worst.error, worst.limit, worst.where, "", len(found), seconds)
+
+
+def _trials(kernel: str, case: Case) -> Iterator[Trial]:
+    """What a kernel is shown: for those that take new positions every number of them, and the longest row alone."""
+    if kernel not in ("vq_append", "vq_attention", "vq_attention_mma"):
+        yield make_trial(case, 1)
+        return
+    for query_len in case.query_lens:
+        yield make_trial(case, query_len)
+    yield make_trial(replace(case, row_lens=case.row_lens[-1:]), 1)
+
+
+def _failed(kernel: str, finding: _Finding, num_checks: int, what: str) -> KernelVerdict:
+    detail = f"{what} ({finding.where}: error {finding.error:.2e}, allowed {finding.limit:.2e})"
+    return KernelVerdict(kernel, False, finding.error, finding.limit, finding.where, detail, num_checks, None)
+
+
+def log_fallbacks(verdicts: Sequence[KernelVerdict], device: str) -> None:
+    """A warning for each kernel that will not run."""
+    for v in verdicts:
+        if not v.passed:
+            instead = "the portable kernel" if v.kernel == "vq_attention_mma" else "the reference back end"
+            log.warning("%s kernel %s failed its self-test, %s replaces it: %s", device, v.kernel, instead, v.detail)
+
+
+def _check_of(kernel: str, backend: CompositeBackend) -> Check:
+    if kernel == "vq_attention_mma":
+        assert backend.fast is not None  # see device_kernels
+        fast = backend.fast
+        return lambda t: _check_attention(fast, t) if _supports(fast, t) else iter(())
+    if kernel == "vq_attention":
+        return lambda t: _check_attention(backend.device.vq_attention, t)
+    checks: dict[str, Callable[[KernelBackend, Trial], Iterator[_Finding]]] = {
+        "vq_append": _check_append, "vq_encode": _check_encode, "vq_reconstruct": _check_reconstruct,
+        "vq_columns": _check_columns,
+    }  # fmt: skip
+    return lambda t: checks[kernel](backend.device, t)
+
+
+def _supports(fast: FastAttention, t: Trial) -> bool:
+    return fast.supports(t.queries, t.rings, t.codes, t.case.codec, t.case.window)
+
+
+def _check_attention(attention: Callable[..., mx.array], t: Trial) -> Iterator[_Finding]:
+    """Every row's output; rows differ in length, so one wrong token shows in its own row."""
+    arguments = (t.queries, t.scale, t.starts, t.rings, t.codes, t.case.codec, t.case.window)
+    got = _f64(attention(*arguments))
+    with mx.stream(mx.cpu):
+        want = _f64(_REFERENCE.vq_attention(*arguments))
+    for row, start in enumerate(t.starts):
+        error = float(np.linalg.norm(got[row] - want[row])) / max(float(np.linalg.norm(want[row])), 1e-30)
+        yield _Finding(error, ATTENTION_LIMITS[t.case.dtype], _where(t, f"row of {start} tokens"))
+
+
+def _check_append(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+    """New vectors by relative error; slots that were not written, bit for bit."""
+    arguments = (t.keys, t.values, t.starts, t.lengths, t.rings, t.case.codec, t.case.window)
+    results = device.vq_append(*arguments)
+    with mx.stream(mx.cpu):
+        wanted = _REFERENCE.vq_append(*arguments)
+    for name in ("ring_keys", "ring_values", "sink_keys", "sink_values"):
+        got, want, before = (_f64(getattr(r, name)) for r in (results, wanted, t.rings))
+        if not want.size:
+            continue
+        kept = want == before
+        if not np.array_equal(got[kept], want[kept]):
+            yield _Finding(math.inf, 0.0, _where(t, f"{name}: a slot changed that holds no new token"))
+        difference = np.linalg.norm(got - want, axis=-1) / np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+        yield _Finding(float(difference.max()), APPEND_LIMIT, _where(t, name))
+
+
+def _check_encode(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+    """Exact vectors of a ring, outliers and poison included, and as few as one token."""
+    for vectors, codec, kind in (
+        (t.rings.ring_keys, t.case.codec.keys, "keys"),
+        (t.rings.ring_values, t.case.codec.values, "values"),
+    ):
+        for part in (vectors[-1][:, 40:105], vectors[-1][:, :1], vectors[:2, :, :33]):
+            x = mx.clip(part, -100, 100)
+            excess = _encode_excess(np.array(device.vq_encode(x, codec)), _f64(x), codec)
+            yield _Finding(excess, ENCODE_LIMIT, _where(t, f"{kind}, {part.shape[-2]} tokens"))
+
+
+def _encode_excess(codes: np.ndarray[Any, Any], x: F64, codec: VectorCodec) -> float:
+    """How much farther than the nearest centroid the chosen one is, at most, relative to what rounding explains."""
+    worst, column = 0.0, 0
+    for section, table in zip(codec.spec.sections, codec.codebooks, strict=True):
+        entries = _f64(table)
+        for j in range(section.num_subvecs):
+            at = section.channel_start + j * section.subvec_dim
+            part = x[..., at : at + section.subvec_dim]
+            centroids = entries[:, section.codebook_of(j)]
+            distance = ((part[..., None, :] - centroids[:, None]) ** 2).sum(-1)
+            chosen = np.take_along_axis(distance, codes[..., column + j, None].astype(np.int64), -1)[..., 0]
+            # ||c||^2 - 2<x, c> in float32 rounds relative to ||x||^2, which dwarfs a small distance.
+            nearest = distance.min(-1) + 0.01 * (1 + (part**2).sum(-1))
+            worst = max(worst, float(((chosen - distance.min(-1)) / nearest).max()))
+        column += section.num_subvecs
+    return worst
+
+
+def _check_reconstruct(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+    """Bit for bit: of the longest row its first page, its last, and all."""
+    row = int(np.argmax(t.codes.num_pages))
+    count = t.codes.num_pages[row]
+    for first, number in ((0, 1), (count - 1, 1), (0, count)) if count else ():
+        results = device.vq_reconstruct(t.codes, row, first, number, t.case.codec)
+        with mx.stream(mx.cpu):
+            wanted = _REFERENCE.vq_reconstruct(t.codes, row, first, number, t.case.codec)
+        for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
+            share = float(np.mean(_f64(got) != _f64(want)))
+            where = f"share of {kind} that differs in pages {first} to {first + number - 1}"
+            yield _Finding(share, 0.0, _where(t, where))
+
+
+def _check_columns(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+    """Bit for bit: a chunk that reaches into the next page, behind every row."""
+    for row, start in enumerate(t.starts):
+        plan, new = _chunk(t, row)
+        arguments = (t.codes, row, plan, t.rings, new, t.case.codec, t.case.window)
+        results = device.vq_columns(*arguments)
+        with mx.stream(mx.cpu):
+            wanted = _REFERENCE.vq_columns(*arguments)
+        for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
+            share = float(np.mean(_f64(got) != _f64(want)))
+            yield _Finding(share, 0.0, _where(t, f"share of {kind} that differs behind {start} tokens"))
+
+
+def _chunk(t: Trial, row: int) -> tuple[ColumnPlan, NewVectors]:
+    """A prompt chunk of random contents behind a row of the trial; the pages it completes are not in the pool."""
+    codec, window = t.case.codec, t.case.window
+    plan = plan_columns(t.starts[row], _CHUNK_LEN, window)
+    first, rng = min(t.codes.num_pages[row], plan.num_coded), np.random.default_rng(row)
+    num_plain = PAGE_SIZE * max(0, plan.end // PAGE_SIZE - first)
+
+    def exact(half: VectorCodec) -> mx.array:
+        return mx.array(rng.standard_normal((codec.num_kv_heads, _CHUNK_LEN, half.spec.head_dim)), mx.float16)
+
+    def plain(half: VectorCodec) -> mx.array:
+        return mx.array(rng.integers(0, 256, (codec.num_kv_heads, num_plain, half.spec.code_bytes), np.uint8))
+
+    keys, values = codec.keys, codec.values
+    return plan, NewVectors(exact(keys), exact(values), first, plain(keys), plain(values))
+
+
+def _call_seconds(kernel: str, backend: CompositeBackend, case: Case) -> float:
+    """Median seconds of a call on one row of the longest length, launch and wait included."""
+    device, codec, window = backend.device, case.codec, case.window
+    t = make_trial(replace(case, row_lens=case.row_lens[-1:]), 1)
+    chunk = _chunk(t, 0)
+
+    def call() -> object:
+        if kernel == "vq_append":
+            return device.vq_append(t.keys, t.values, t.starts, t.lengths, t.rings, codec, window).ring_keys
+        if kernel == "vq_encode":
+            return device.vq_encode(t.rings.ring_keys[0][:, :PAGE_SIZE], codec.keys)
+        if kernel == "vq_reconstruct":
+            return device.vq_reconstruct(t.codes, 0, 0, t.codes.num_pages[0], codec)
+        if kernel == "vq_columns":
+            return device.vq_columns(t.codes, 0, chunk[0], t.rings, chunk[1], codec, window)
+        attention = backend.fast if kernel == "vq_attention_mma" and backend.fast else device.vq_attention
+        return attention(t.queries, t.scale, t.starts, t.rings, t.codes, codec, window)
+
+    mx.eval(call())
+    times = []
+    for _ in range(_NUM_TIMED):
+        begin = time.perf_counter()
+        mx.eval(call())
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[_NUM_TIMED // 2]
+
+
+def _where(t: Trial, what: str) -> str:
+    return f"{t.case.label}, {t.query_len} new, {what}"
+
+
+def _f64(array: mx.array) -> F64:
+    return np.array(array.astype(mx.float32), np.float64)

@@ -1,0 +1,248 @@
+"""One live KV store and the BatchGenerator that runs its rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.sample_utils import greedy_sampler
+
+from quant_core.cache.store import Caches, KVStore, LayerProof
+from quant_core.errors import PoolError
+from server.engine.admission import Promise, Ticket
+from server.engine.detokenizer import Vocabulary
+from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
+from server.engine.request import PromptEvent
+from server.engine.rows import Row, RunningRequest
+from server.engine.sampler import make_processors, make_sampler
+
+log = logging.getLogger(__name__)
+
+# Prompts read side by side; more would make their chunks too small.
+MAX_PREFILL_ROWS = 8
+
+
+class UnprovenCacheError(Exception):
+    """A layer of the live cache is not what it should be: the engine must not go on."""
+
+
+@dataclass
+class Progress:
+    """What the lanes of one step did."""
+
+    num_generated: int = 0
+    num_prompt: int = 0
+
+
+class Lane:
+    """Rows of one artifact. MLX thread only.
+
+    Args:
+        model: the mlx-lm model.
+        store: where caches come from.
+        vocabulary: for the text of the rows.
+        eos_ids: tokens that end an answer.
+        prefixes: snapshots of all lanes.
+        max_num_seqs: rows at once.
+        keep_wired_limit: leave the wired limit that BatchGenerator sets in place.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        store: KVStore,
+        vocabulary: Vocabulary,
+        eos_ids: tuple[int, ...],
+        prefixes: PrefixCache,
+        max_num_seqs: int,
+        keep_wired_limit: bool,
+    ) -> None:
+        self.store = store
+        self.rows: dict[int, Row] = {}
+        self.proof: tuple[LayerProof, ...] | None = None
+        self._model = model
+        self._vocabulary = vocabulary
+        self._eos_ids = eos_ids
+        self._prefixes = prefixes
+        self._max_num_seqs = max_num_seqs
+        self._keep_wired_limit = keep_wired_limit
+        self._generator = self._make_generator()
+
+    @property
+    def num_prefill_rows(self) -> int:
+        """Rows with prompt left to read before the last token; their requests have no other rows yet."""
+        return sum(r.num_read < len(r.request.prompt) - 1 for r in self.running())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows now, those of choices still to be forked included."""
+        return len(self.rows) + sum(self._num_unforked(r) for r in self.running())
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens of the running conversations; a forked prompt counts once per row."""
+        return sum(row.running.num_read + row.choice.num_tokens for row in self.rows.values())
+
+    def batches(self) -> list[Caches]:
+        """The live batch caches."""
+        g = self._generator
+        return [b.prompt_cache for b in (g._generation_batch, g._prompt_batch) if b.prompt_cache]
+
+    def running(self) -> list[RunningRequest]:
+        """The requests that have rows."""
+        return list({id(row.running): row.running for row in self.rows.values()}.values())
+
+    def start(self, ticket: Ticket, promise: Promise) -> RunningRequest:
+        """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
+        running = RunningRequest.start(ticket, promise)
+        num_ready = running.request.n if len(running.segments) == 1 else 1
+        with mx.stream(self._generator.stream):
+            for index in range(num_ready):
+                caches = self.store.new_row(promise.reservations[index], promise.snapshot)
+                self._insert(running, index, caches, running.segments, running.cached)
+        running.put(self._prompt_event(running))
+        return running
+
+    def step(self, prefill_tokens: int, on_end: Callable[[RunningRequest], None]) -> Progress:
+        """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
+        g = self._generator
+        g.prefill_step_size = prefill_tokens
+        with mx.stream(g.stream):
+            prompts, answers = g.next()
+            self._prove()
+            progress = Progress()
+            for response in answers:
+                progress.num_generated += 1
+                self._take_token(response, on_end)
+            for response in prompts:
+                progress.num_prompt += 1
+                self._take_prompt(response)
+            self.store.flush(self.batches())
+        return progress
+
+    def remove(self, running: RunningRequest) -> None:
+        """Drop all rows of a request and give back what it was promised."""
+        uids = [uid for uid, row in self.rows.items() if row.running is running]
+        with mx.stream(self._generator.stream):
+            self._generator.remove(uids)
+        for uid in uids:
+            del self.rows[uid]
+        for reservation in running.promise.reservations:
+            reservation.release()
+
+    def reset(self) -> list[RunningRequest]:
+        """After an exception inside a step: drop all rows and start over with an empty generator."""
+        lost = self.running()
+        self.rows.clear()
+        self._generator = self._make_generator()
+        for running in lost:
+            for reservation in running.promise.reservations:
+                reservation.release()
+        return lost
+
+    def _make_generator(self) -> BatchGenerator:
+        generator = BatchGenerator(
+            self._model,
+            stop_tokens=[[i] for i in self._eos_ids],
+            sampler=greedy_sampler,
+            # Admission bounds the rows; the generator must never hold one back.
+            completion_batch_size=2 * self._max_num_seqs + 1,
+            prefill_batch_size=min(MAX_PREFILL_ROWS, self._max_num_seqs),
+        )
+        if not self._keep_wired_limit:
+            generator.close()
+        return generator
+
+    def _insert(
+        self, running: RunningRequest, index: int, caches: Caches, segments: list[list[int]], held: int
+    ) -> None:
+        request = running.request
+        (uid,) = self._generator.insert_segments(
+            [segments],
+            max_tokens=[request.max_tokens],
+            caches=[caches],
+            all_tokens=[list(request.prompt[:held])],
+            samplers=[make_sampler(request.sampling, index)],
+            logits_processors=[make_processors(request.sampling, len(request.prompt), self._eos_ids)],
+        )
+        self.rows[uid] = Row.of(running, index, self._vocabulary)
+
+    def _take_prompt(self, response: Any) -> None:
+        row = self.rows[response.uid]
+        running = row.running
+        if response.end_of_prompt:
+            if running.num_read == len(running.request.prompt):
+                return
+            running.num_read = len(running.request.prompt)
+        else:
+            running.num_read = running.cached + response.progress[0]
+            if response.end_of_segment:
+                self._end_segment(response.uid, running)
+        running.put(self._prompt_event(running))
+
+    def _end_segment(self, uid: int, running: RunningRequest) -> None:
+        """A snapshot where one is wanted, and the other choices at the end of the prompt."""
+        prompt, position = running.request.prompt, running.num_read
+        if position in running.positions:
+            self._snapshot(prompt[:position], lambda: self._extract(uid))
+        if position == len(prompt) - 1 and running.request.n > 1:
+            caches = self._extract(uid)
+            for index in range(1, running.request.n):
+                fork = self.store.fork(caches, running.promise.reservations[index])
+                self._insert(running, index, fork, [[prompt[-1]]], position)
+
+    def _take_token(self, response: Any, on_end: Callable[[RunningRequest], None]) -> None:
+        row = self.rows[response.uid]
+        said = row.choice.push(response.token, response.logprobs, response.finish_reason)
+        row.running.put(said.event)
+        if said.reason is None:
+            return
+        self._keep_answer(row, response)
+        if response.finish_reason is None:
+            self._generator.remove([response.uid])
+        del self.rows[response.uid]
+        row.reservation.release()
+        row.running.finish(row.choice, said.reason)
+        if row.running.choices_left == 0:
+            on_end(row.running)
+
+    def _keep_answer(self, row: Row, response: Any) -> None:
+        """A snapshot at the end of an only choice's answer, from which the next turn may go on."""
+        request = row.running.request
+        if request.n > 1 or row.choice.num_tokens < MIN_SAVED_TOKENS:
+            return
+        if response.prompt_cache is not None:
+            caches, tokens = response.prompt_cache, response.all_tokens
+            self._snapshot(tokens, lambda: caches)
+        else:
+            caches, tokens = self._generator.extract_cache([response.uid])[response.uid]
+            self._snapshot(list(tokens), lambda: caches)
+
+    def _snapshot(self, tokens: Any, extract: Callable[[], Caches]) -> None:
+        if not self._prefixes.has(self.store.artifact_id, tokens):
+            caches = extract()
+            self._prefixes.keep(self.store.artifact_id, tokens, lambda: self.store.snapshot(caches, tokens))
+
+    def _extract(self, uid: int) -> Caches:
+        return list(self._generator.extract_cache([uid])[uid][0])
+
+    def _prove(self) -> None:
+        """At the first decode step: each layer must be what it should be, before any token is told."""
+        caches = self._generator._generation_batch.prompt_cache
+        if self.proof is None and caches:
+            try:
+                self.proof = self.store.prove(caches)
+            except PoolError as error:
+                raise UnprovenCacheError(str(error)) from error
+
+    def _num_unforked(self, running: RunningRequest) -> int:
+        rows = sum(row.running is running for row in self.rows.values())
+        return running.choices_left - rows
+
+    def _prompt_event(self, running: RunningRequest) -> PromptEvent:
+        request = running.request
+        return PromptEvent(request.request_id, running.num_read, len(request.prompt), running.cached)

@@ -1,0 +1,89 @@
+"""A request that was admitted: its choices, the rows they run in, and how far they are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from quant_core.cache.store import Reservation
+from server.engine.admission import Promise, Ticket
+from server.engine.answer_text import Choice
+from server.engine.detokenizer import Vocabulary
+from server.engine.prefix_cache import snapshot_positions
+from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
+
+
+@dataclass(eq=False)
+class RunningRequest:
+    """One admitted request.
+
+    Attributes:
+        cached: prompt tokens that came from a snapshot.
+        positions: where snapshots are to be taken while the prompt is read.
+        num_read: prompt tokens read so far.
+        choices_left: choices that have not ended.
+    """
+
+    ticket: Ticket
+    promise: Promise
+    cached: int
+    positions: tuple[int, ...]
+    num_read: int
+    choices_left: int
+    started_s: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(cls, ticket: Ticket, promise: Promise) -> RunningRequest:
+        """A request about to read its prompt."""
+        request = ticket.request
+        cached = promise.snapshot.length if promise.snapshot is not None else 0
+        positions = snapshot_positions(request.boundaries, cached, len(request.prompt))
+        return cls(ticket, promise, cached, positions, cached, request.n)
+
+    @property
+    def request(self) -> GenerationRequest:
+        """What was asked."""
+        return self.ticket.request
+
+    @property
+    def segments(self) -> list[list[int]]:
+        """The tokens to read, cut at snapshot positions; the last token, which starts generation, stands alone."""
+        prompt = self.request.prompt
+        cuts = sorted({self.cached, *self.positions, len(prompt) - 1, len(prompt)})
+        return [list(prompt[a:b]) for a, b in pairwise(cuts)]
+
+    def put(self, event: EngineEvent) -> None:
+        """Send an event to the caller."""
+        self.ticket.put(event)
+
+    def finish(self, choice: Choice, reason: FinishReason) -> None:
+        """One choice ended; with the last one the request did."""
+        self.choices_left -= 1
+        is_last = self.choices_left == 0
+        self.put(
+            FinishEvent(
+                request_id=self.request.request_id,
+                index=choice.index,
+                reason=reason,
+                is_last=is_last,
+                prompt_tokens=len(self.request.prompt),
+                cached_tokens=self.cached,
+                completion_tokens=choice.num_tokens,
+            )
+        )
+
+
+@dataclass(eq=False)
+class Row:
+    """One choice in a BatchGenerator."""
+
+    running: RunningRequest
+    choice: Choice
+    reservation: Reservation
+
+    @classmethod
+    def of(cls, running: RunningRequest, index: int, vocabulary: Vocabulary) -> Row:
+        """The row of choice `index`."""
+        choice = Choice(running.request, index, vocabulary)
+        return cls(running, choice, running.promise.reservations[index])

@@ -1,0 +1,119 @@
+"""What the engine says about itself: frozen status objects, published by the MLX thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quant_core.cache.store import HeldBytes
+from server.engine.batch import Lane
+from server.engine.counters import Counters
+from server.engine.interface import EngineStatus, KVStatus, LayerStatus
+from server.engine.scheduler import Loaded, Scheduler
+
+# Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
+KV_INTERVAL_S = 0.25
+
+
+class KVMeter:
+    """Measures the KV memory, now and then. MLX thread only. `last_busy`: with conversations running."""
+
+    def __init__(self) -> None:
+        self._status: KVStatus | None = None
+        self.last_busy: KVStatus | None = None
+        self._measured_s = 0.0
+
+    def read(self, lanes: Sequence[Lane], active: Lane | None, *, fresh: bool) -> KVStatus | None:
+        """The memory's status: at most KV_INTERVAL_S old, or measured now."""
+        now = time.monotonic()
+        if active is not None and (fresh or self._status is None or now - self._measured_s > KV_INTERVAL_S):
+            self._status = measure_kv(lanes, active)
+            self._measured_s = now
+            if self._status.tokens_held:
+                self.last_busy = self._status
+        return self._status
+
+
+def measure_kv(lanes: Sequence[Lane], active: Lane) -> KVStatus:
+    """Sum over the live stores; method and budget are the active one's."""
+    usages = [lane.store.usage() for lane in lanes]
+    held = [lane.store.held(lane.batches()) for lane in lanes]
+    own = active.store.usage()
+    tokens = [lane.tokens_held for lane in lanes]
+    return KVStatus(
+        method=own.method,
+        held_bytes=_add(held),
+        table_bytes=sum(u.table_bytes for u in usages),
+        pages_total=own.pages_total,
+        pages_used=sum(u.pages_used for u in usages),
+        pages_reserved=sum(u.pages_reserved for u in usages),
+        budget_bytes=own.budget_bytes,
+        tokens_held=sum(tokens),
+        fp16_bytes=int(sum(n * u.fp16_token_bytes for n, u in zip(tokens, usages, strict=True))),
+        layers=layer_statuses(active),
+    )
+
+
+def layer_statuses(lane: Lane) -> tuple[LayerStatus, ...]:
+    """What the first decode step proved; empty before it."""
+    return tuple(LayerStatus(p.index, p.kind, p.packed, p.bytes_per_token) for p in lane.proof or ())
+
+
+def _add(held: Sequence[HeldBytes]) -> dict[str, int]:
+    return {part: sum(getattr(h, part) for h in held) for part in ("codes", "rings", "snapshots", "other")}
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """State, why, and how far."""
+
+    state: str
+    detail: str
+    progress: float | None
+
+
+class Board:
+    """Makes the status after each step. MLX thread only."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._meter = KVMeter()
+
+    def status(
+        self, where: Whereabouts, loaded: Loaded | None, scheduler: Scheduler | None, *, fresh: bool
+    ) -> EngineStatus:
+        """The status now; `fresh` measures the KV memory anew. Queue and token age are the reader's to add."""
+        active = scheduler.active if scheduler is not None else None
+        lanes = scheduler.lanes if scheduler is not None else []
+        kv = self._meter.read(lanes, active, fresh=fresh)
+        return EngineStatus(
+            state=where.state,
+            detail=where.detail,
+            progress=where.progress,
+            model_id=loaded.model_id if loaded is not None else "",
+            context_len=loaded.context_len if loaded is not None else 0,
+            num_running=scheduler.num_running if scheduler is not None else 0,
+            num_waiting=0,
+            last_token_age_s=None,
+            active_artifact=active.store.artifact_id if active is not None else None,
+            live_artifacts=tuple(a for a in (lane.store.artifact_id for lane in lanes) if a),
+            backend=active.store.usage().backend if active is not None else "",
+            kv=kv,
+            kv_last_busy=self._meter.last_busy,
+            counters=self._counters.copy() | (_prefix_counters(scheduler) if scheduler is not None else {}),
+        )
+
+
+def _prefix_counters(scheduler: Scheduler) -> dict[str, float]:
+    stats = scheduler.prefixes.stats()
+    return {
+        "prefix_hits": stats.num_hits,
+        "prefix_misses": stats.num_misses,
+        "snapshots_evicted": stats.num_evicted,
+    }
+
+
+def initial_status(detail: str) -> EngineStatus:
+    """Before anything is loaded."""
+    return EngineStatus("loading", detail, None, "", 0, 0, 0, None, None, (), "", None)

@@ -1,0 +1,61 @@
+"""What every route needs, in one typed object kept at `app.state.services`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from server.calibration.queue import CalibrationService
+from server.config import AccessKeys, ServerConfig
+from server.engine.interface import Engine
+from server.errors import NotFoundError, NotReadyError
+from server.http.metrics import Metrics
+from server.model.prompts import PromptBuilder
+
+RETRY_WHEN_LOADING_S = 5
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts behind the HTTP routes; `calibration` is None when the server keeps no artifacts (fp16)."""
+
+    config: ServerConfig
+    engine: Engine
+    keys: AccessKeys
+    metrics: Metrics
+    prompts: PromptBuilder
+    calibration: CalibrationService | None = None
+    started_at: float = field(default_factory=time.time)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names the served model answers to, the one to show first."""
+        names = (self.config.model.served_name, self.engine.status().model_id, self.config.model.name)
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def check_ready(self) -> None:
+        """Raise NotReadyError, with what the engine is doing, unless it takes requests."""
+        status = self.engine.status()
+        if status.state != "ready":
+            share = "" if status.progress is None else f" ({status.progress:.0%})"
+            raise NotReadyError(
+                f"the server is {status.state}{share}: {status.detail}", retry_after_s=RETRY_WHEN_LOADING_S
+            )
+
+    def check_model(self, name: str | None) -> None:
+        """Raise NotFoundError unless `name` is (an alias of) the served model; None takes what is served."""
+        if name is not None and name not in self.model_names:
+            raise NotFoundError(
+                f"the model '{name[:200]}' is not served here; this server has {', '.join(self.model_names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+
+def services(request: Request) -> Services:
+    """The services of the application that got this request."""
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found

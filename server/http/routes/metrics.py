@@ -1,0 +1,16 @@
+"""GET /metrics for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.http.context import services
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """All metrics in Prometheus' text form."""
+    found = services(request).metrics
+    return Response(found.render(), media_type=found.content_type)

@@ -1,0 +1,96 @@
+"""POST /admin/calibrations: the request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from quant_core.codec.spec import WindowSpec
+from server.calibration.job import Allocation, JobOptions, PresetName, Transform
+from server.config import ServerConfig
+from server.errors import BadRequestError
+from server.http.schemas.base import RequestBody, refused
+from server.http.schemas.chat import ChatMessage
+
+Bits = Annotated[int, Field(ge=1, le=4)]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise refused("must be a text or a list of texts, none of them empty")
+    return tuple(texts)
+
+
+def _conversations(value: Any) -> Any:
+    """One conversation stands for a list of one."""
+    return [value] if isinstance(value, list) and value and isinstance(value[0], dict) else value
+
+
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class CalibrationBody(RequestBody):
+    """What to calibrate on and to how many bits. Without text or messages, on the built-in prompts."""
+
+    text: Texts | None = None
+    messages: Annotated[list[Conversation], BeforeValidator(_conversations), Field(min_length=1)] | None = None
+    builtin: bool | None = None
+    preset: PresetName | None = None
+    samples: int | None = Field(None, ge=2, le=4096)
+    sample_len: int | None = Field(None, ge=64, le=131072)
+    bits: Bits | None = None
+    key_bits: Bits | None = None
+    value_bits: Bits | None = None
+    transform: Transform | None = None
+    allocation: Allocation | None = None
+    codebooks_per_head: Annotated[int, Field(ge=1, le=4)] | None = None
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    max_kl: float | None = Field(None, gt=0, le=100)
+    activate: bool = False
+
+    def check(self) -> None:
+        """Rules across fields.
+
+        Raises:
+            BadRequestError: naming the parameter.
+        """
+        if self.bits is not None and (self.key_bits or self.value_bits) is not None:
+            raise BadRequestError("give 'bits', or 'key_bits' and 'value_bits', not both", param="bits")
+        if self.codebooks_per_head == 3:
+            raise BadRequestError("codebooks_per_head: must be 1, 2 or 4, got 3", param="codebooks_per_head")
+        if self.builtin is False and self.text is None and self.messages is None:
+            raise BadRequestError("with 'builtin': false, 'text' or 'messages' is needed", param="builtin")
+
+    def options(self, config: ServerConfig, conversation_texts: tuple[str, ...]) -> JobOptions:
+        """The job's options; what is not given comes from the configuration."""
+        texts = (self.text or ()) + conversation_texts
+        given = {
+            "key_bits": self.key_bits or self.bits or config.kv_cache.key_bits,
+            "value_bits": self.value_bits or self.bits or config.kv_cache.value_bits,
+        }
+        return JobOptions(
+            **given,
+            transform=self.transform or config.kv_cache.transform,
+            seed=config.calibration.seed if self.seed is None else self.seed,
+            max_kl=self.max_kl or config.calibration.max_kl,
+            texts=texts,
+            builtin=not texts if self.builtin is None else self.builtin,
+            preset=self.preset or config.calibration.preset,
+            num_samples=self.samples or config.calibration.num_samples,
+            sample_len=self.sample_len or config.calibration.sample_len,
+            codebooks_per_head=self.codebooks_per_head or config.kv_cache.codebooks_per_head,
+            allocation=self.allocation or config.kv_cache.allocation,
+            window=WindowSpec(
+                window=config.kv_cache.window,
+                num_sink_tokens=config.kv_cache.num_sink_tokens,
+                bucket_len=config.kv_cache.bucket_len,
+            ),
+            activate=self.activate,
+        )

@@ -1,0 +1,91 @@
+"""The body of GET /admin/status."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from server.engine.interface import EngineStatus, KVStatus
+from server.http.context import Services
+
+PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
+
+
+def status_report(parts: Services) -> dict[str, Any]:
+    """Everything an operator asks first. Byte figures are `nbytes` of evaluated arrays, None before any."""
+    status = parts.engine.status()
+    return {
+        "state": status.state,
+        "detail": status.detail,
+        "progress": status.progress,
+        "model": {
+            "id": status.model_id,
+            "names": list(parts.model_names),
+            "context_len": status.context_len,
+        },
+        "backend": status.backend,
+        "active_artifact": status.active_artifact,
+        "live_artifacts": list(status.live_artifacts),
+        "requests": {
+            "running": status.num_running,
+            "waiting": status.num_waiting,
+            "last_token_age_s": status.last_token_age_s,
+        },
+        "kv": None if status.kv is None else _kv(status.kv),
+        "kv_last_busy": None if status.kv_last_busy is None else _kv(status.kv_last_busy),
+        "layers": _layers(status),
+        "counters": dict(status.counters),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "uptime_s": round(time.time() - parts.started_at, 1),
+    }
+
+
+def _kv(kv: KVStatus) -> dict[str, Any]:
+    """`ratio`: how many times less than float16 the running conversations hold, tables not counted."""
+    held = sum(kv.held_bytes.values())
+    # Snapshots keep past prompts and belong to no running conversation.
+    running = held - kv.held_bytes.get("snapshots", 0)
+    measured = [layer.bytes_per_token for layer in kv.layers if layer.bytes_per_token is not None]
+    return {
+        "method": kv.method,
+        "held_bytes": held,
+        "held_bytes_by_part": dict(kv.held_bytes),
+        "running_bytes": running,
+        "fp16_bytes": kv.fp16_bytes,
+        "ratio": round(kv.fp16_bytes / running, 3) if running and kv.tokens_held else None,
+        "tokens_held": kv.tokens_held,
+        "bytes_per_token": round(running / kv.tokens_held, 2) if kv.tokens_held else None,
+        "first_step_bytes_per_token": round(sum(measured), 2) if measured else None,
+        "table_bytes": kv.table_bytes,
+        "budget_bytes": kv.budget_bytes,
+        "pages": {"total": kv.pages_total, "used": kv.pages_used, "reserved": kv.pages_reserved},
+    }
+
+
+def _layers(status: EngineStatus) -> dict[str, Any]:
+    layers = status.kv.layers if status.kv is not None else ()
+    return {
+        "total": len(layers),
+        "packed": sum(layer.packed for layer in layers),
+        "all": [
+            {
+                "index": layer.index,
+                "kind": layer.kind,
+                "packed": layer.packed,
+                "bytes_per_token": layer.bytes_per_token,
+            }
+            for layer in layers
+        ],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,94 @@
+"""A whole model of Llama-3.1-8B's shape with random 4-bit weights, made on the machine, and a random codec for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+from quant_core.codec.codec import LayerCodec, ModelCodec, VectorCodec
+from quant_core.codec.rotary import Rotary
+from quant_core.codec.spec import VQSpec, WindowSpec
+from quant_core.codec.table_grid import snap
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What decides a decoder's cost."""
+
+    name: str
+    hidden_size: int
+    num_layers: int
+    intermediate_size: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+
+
+LLAMA_8B = ModelShape("llama-3.1-8b", 4096, 32, 14336, 32, 8, 128, 128_256, 500_000.0)
+TINY = ModelShape("tiny", 256, 2, 512, 4, 2, 64, 1000, 10_000.0)
+SHAPES = {shape.name: shape for shape in (LLAMA_8B, TINY)}
+
+
+def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4) -> Any:
+    """An mlx-lm Llama with random weights, quantised layer by layer so that memory stays at the quantised size.
+
+    On a CPU float32, as a server loads any model there.
+    """
+    mx.random.seed(0)
+    args = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        intermediate_size=shape.intermediate_size,
+        num_attention_heads=shape.num_q_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=1e-5,
+        vocab_size=shape.vocab_size,
+        rope_theta=shape.rope_theta,
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=False,
+    )
+    model = llama.Model(args)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        model.set_dtype(mx.float32)
+    else:
+        model.set_dtype(dtype)
+        nn.quantize(model, group_size=64, bits=bits)
+    for _, array in tree_flatten(model.parameters()):
+        mx.eval(array)
+    return model
+
+
+def random_codec(shape: ModelShape, key_bits: int, value_bits: int) -> ModelCodec:
+    """A codec of random contents, its tables on a grid as fitted ones are: speed depends on that and the geometry."""
+    rng = np.random.default_rng(0)
+    dim = shape.head_dim
+    rotary = Rotary(dim, 1 / shape.rope_theta ** (np.arange(0, dim, 2) / dim), traditional=False)
+
+    def half(bits: int) -> VectorCodec:
+        spec = VQSpec.for_bits(dim, bits)
+        turn = np.linalg.qr(rng.standard_normal((shape.num_kv_heads, dim, dim)))[0]
+        return VectorCodec(
+            spec,
+            mx.array(rng.standard_normal((shape.num_kv_heads, dim)) * 0.1, mx.float32),
+            mx.array(turn, mx.float32),
+            mx.array(turn.swapaxes(-1, -2), mx.float32),
+            tuple(
+                mx.array(
+                    snap(rng.standard_normal((shape.num_kv_heads, s.num_codebooks, 256, s.subvec_dim))), mx.float16
+                )
+                for s in spec.sections
+            ),
+        )
+
+    layers = {i: LayerCodec(half(key_bits), half(value_bits), rotary) for i in range(shape.num_layers)}
+    return ModelCodec(f"random-{key_bits}-{value_bits}", layers, WindowSpec())

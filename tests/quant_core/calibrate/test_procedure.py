@@ -1,0 +1,203 @@
+"""Calibration on tiny random models: determinism, gates, robustness, what is packed, the built-in text."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from quant_core.calibrate.layers import survey_layers
+from quant_core.calibrate.procedure import CalibrationOptions, GateError, Progress, calibrate
+from quant_core.calibrate.windows import builtin_prompts, builtin_windows, text_windows
+from quant_core.codec.spec import WindowSpec
+from quant_core.errors import CodecError
+from tests.helpers.tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model, tiny_tokenizer
+
+T = TypeVar("T")
+LOOSE = CalibrationOptions(window=WindowSpec(window=16, bucket_len=128), max_kl=100.0)
+
+
+def finish(work: Generator[Any, None, T]) -> T:
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+def random_windows(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [[int(t) for t in row] for row in rng.integers(3, VOCAB_SIZE, (count, length))]
+
+
+def run(model: Any, options: CalibrationOptions = LOOSE, **changes: Any) -> Any:
+    fit, held_out = random_windows(3, 200), random_windows(1, 120, seed=9)
+    return finish(calibrate(model, changes.pop("fit", fit), changes.pop("held_out", held_out), options, **changes))
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return build_tiny_model("llama")
+
+
+def test_the_same_seed_gives_the_same_artifact(llama: Any) -> None:
+    first, second = run(llama), run(llama)
+    assert first.codec.artifact_id == second.codec.artifact_id
+    assert first.report == second.report
+    other = run(llama, CalibrationOptions(window=LOOSE.window, max_kl=100.0, seed=1))
+    assert other.codec.artifact_id != first.codec.artifact_id
+
+
+def test_progress_rises_and_names_its_phases(llama: Any) -> None:
+    work = calibrate(llama, random_windows(3, 200), random_windows(1, 120), LOOSE)
+    seen: list[Progress] = []
+    with pytest.raises(StopIteration):
+        while True:
+            seen.append(next(work))
+    assert [p.phase for p in seen] == sorted((p.phase for p in seen), key=["collect", "fit", "evaluate"].index)
+    assert {p.phase for p in seen} >= {"collect", "evaluate"}
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
+
+
+def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
+    plain = run(llama, fit=random_windows(12, 256))
+    options = CalibrationOptions(window=LOOSE.window, max_kl=100.0, tuning_tokens=12 * 256)
+    work = calibrate(llama, random_windows(12, 256), random_windows(1, 120, seed=9), options)
+    details, fractions = [], []
+    try:
+        while True:
+            progress = next(work)
+            details.append(progress.detail)
+            fractions.append(progress.fraction)
+    except StopIteration as stop:
+        tuned = stop.value
+    assert fractions == sorted(fractions)
+    assert any("tuning" in d for d in details)
+    told = tuned.codec.info["tuning"]
+    assert told["tokens"] == 12 * 256
+    assert 0 < told["last"] < 1.2 * told["first"]
+    assert plain.codec.info["tuning"] is None
+    assert tuned.codec.artifact_id != plain.codec.artifact_id
+
+
+def test_the_gate_names_the_loss_and_the_limit(llama: Any) -> None:
+    with pytest.raises(GateError, match=r"KL .* nats per token and the limit is 1e-09") as caught:
+        run(llama, CalibrationOptions(window=LOOSE.window, max_kl=1e-9))
+    assert caught.value.report.kl_mean > 1e-9
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_gets_a_codec_that_runs(family: str) -> None:
+    result = run(build_tiny_model(family))
+    assert 0 < result.report.kl_mean < 1
+    assert result.report.num_layers_packed == len(result.codec.layers) > 0
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"head_dim": 80},
+        {"head_dim": 96},
+        {"head_dim": 64, "num_key_value_heads": 1},
+        {"head_dim": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ],
+    ids=str,
+)
+def test_odd_geometries_get_a_codec(geometry: dict[str, Any]) -> None:
+    result = run(build_tiny_model("llama", **geometry))
+    assert result.codec.layers[0].keys.spec.head_dim == geometry["head_dim"]
+    assert (result.codec.layers[0].rotary is None) == ("rope_scaling" in geometry)
+    assert result.report.kl_mean < 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_more_bits_lose_less_than_one(llama: Any, bits: int) -> None:
+    options = CalibrationOptions(key_bits=bits, value_bits=bits, window=LOOSE.window, max_kl=100.0)
+    report = run(llama, options).report
+    assert report.code_bits_per_channel == bits
+    assert report.held_bits_per_channel > bits
+
+
+def test_layers_that_cannot_be_packed_are_told_apart() -> None:
+    survey = survey_layers(build_tiny_model("gemma3_text"))
+    assert set(survey.packable) == {2, 5}
+    assert survey.others[0] == "its cache is mlx-lm's RotatingKVCache"
+
+
+def test_a_layer_without_rope_is_position_blind() -> None:
+    packable = survey_layers(build_tiny_model("smollm3")).packable
+    assert packable[0].rotary is not None
+    assert packable[1].rotary is None
+
+
+def test_nan_activations_are_refused() -> None:
+    model = build_tiny_model("llama")
+    model.layers[1].self_attn.k_proj.weight = mx.full(model.layers[1].self_attn.k_proj.weight.shape, mx.nan)
+    with pytest.raises(CodecError, match=r"layer 1.*NaN"):
+        run(model)
+
+
+def test_dead_channels_and_a_dead_head_still_give_a_codec() -> None:
+    model = build_tiny_model("llama")
+    for projection in (model.layers[0].self_attn.k_proj, model.layers[0].self_attn.v_proj):
+        weight = np.array(projection.weight)
+        weight[:70] = 0  # the first head, and 6 channels of the second
+        projection.weight = mx.array(weight)
+    result = run(model)
+    assert result.report.kl_mean < 1
+    assert np.isfinite(np.array(result.codec.layers[0].keys.transform)).all()
+
+
+@pytest.mark.parametrize(
+    ("windows", "says"),
+    [
+        ([[5] * 400, [5] * 400], r"repeats 1 token"),
+        (random_windows(1, 100), "has 100 tokens"),
+        ([], "has 0 tokens"),
+    ],
+)
+def test_unusable_text_is_refused(llama: Any, windows: list[list[int]], says: str) -> None:
+    with pytest.raises(CodecError, match=says):
+        run(llama, fit=windows)
+
+
+def test_held_out_text_that_reads_no_code_is_refused(llama: Any) -> None:
+    with pytest.raises(CodecError, match="evaluation needs a window"):
+        run(llama, held_out=random_windows(1, 40))
+
+
+def test_closing_the_generator_cancels(llama: Any) -> None:
+    work = calibrate(llama, random_windows(3, 200), random_windows(1, 120), LOOSE)
+    next(work)
+    work.close()
+    with pytest.raises(StopIteration):
+        next(work)
+
+
+def test_builtin_windows_have_the_asked_size_and_follow_the_seed(llama: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    first, again, other = (finish(builtin_windows(llama, tokenizer, 2, 160, seed)) for seed in (0, 0, 1))
+    assert [len(w) for w in first] == [160, 160]
+    assert first == again
+    assert first != other
+
+
+def test_builtin_prompts_are_many_and_diverse() -> None:
+    prompts = builtin_prompts()
+    assert 60 <= len(prompts) == len(set(prompts))
+    assert min(map(len, prompts)) > 20
+
+
+def test_text_windows_cut_long_texts_and_join_short_ones(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    long = " ".join(f"word{i}" for i in range(2000))
+    assert [len(w) for w in text_windows(tokenizer, [long], 4, 200)] == [200] * 4
+    assert len(text_windows(tokenizer, ["a short line of text"] * 60, 4, 200)[0]) == 200
+    with pytest.raises(CodecError, match="give more text"):
+        text_windows(tokenizer, ["too short"], 4, 200)

@@ -1,0 +1,213 @@
+"""The waiting queue, snapshot placement and look-up, job slices: no MLX needed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from server.engine.admission import Limits, Ticket, WaitingQueue, check_request
+from server.engine.background import JobRunner
+from server.engine.events import BlockingEvents
+from server.engine.prefix_cache import PrefixCache, snapshot_positions
+from server.engine.request import AbortEvent, SamplingParams
+from server.errors import BadRequestError, ContextLengthError, QueueFullError
+from tests.server.engine.harness import prompt, request
+
+LIMITS = Limits(context_len=100, vocab_size=600, max_num_seqs=4)
+
+
+class Roomy:
+    artifact_id = None
+
+    def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
+        return num_tokens * n <= 150
+
+
+@dataclass
+class FakeSnapshot:
+    length: int
+    nbytes: int = 1
+    released: bool = False
+
+    def release(self) -> None:
+        self.released = True
+
+
+def ticket(name: str) -> Ticket:
+    return Ticket(request(name, prompt(10)), BlockingEvents(lambda: None))
+
+
+def check(**changes: Any) -> None:
+    options = {"prompt": prompt(10), "max_tokens": 8, **changes}
+    check_request(request("a", **options), LIMITS, Roomy())  # type: ignore[arg-type]
+
+
+def test_the_queue_is_bounded_and_in_order() -> None:
+    waiting = WaitingQueue(2, 60.0)
+    first, second = ticket("a"), ticket("b")
+    waiting.offer(first)
+    waiting.offer(second)
+    with pytest.raises(QueueFullError) as error:
+        waiting.offer(ticket("c"))
+    assert error.value.status == 429 and error.value.retry_after_s >= 1
+    assert waiting.first() is first
+    assert waiting.remove(first) and not waiting.remove(first)
+    assert waiting.first() is second
+
+
+def test_late_tickets_leave_the_queue() -> None:
+    waiting = WaitingQueue(2, 0.0)
+    late = ticket("a")
+    waiting.offer(late)
+    assert waiting.expired() == [late] and len(waiting) == 0
+
+
+def test_retry_after_grows_with_queue_and_service_time() -> None:
+    waiting = WaitingQueue(100, 60.0)
+    for i in range(10):
+        waiting.offer(ticket(str(i)))
+    short = waiting.retry_after_s()
+    for _ in range(50):
+        waiting.served(30.0)
+    assert short < waiting.retry_after_s() <= 300
+
+
+def test_nothing_follows_the_terminal_event() -> None:
+    events = BlockingEvents(lambda: None)
+    owner = Ticket(request("a", prompt(4)), events)
+    for reason in ("first", "second"):
+        owner.put(AbortEvent("a", reason))
+    assert [e.reason for e in events if isinstance(e, AbortEvent)] == ["first"]
+    assert events._queue.empty()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"prompt": ()}, BadRequestError, "empty"),
+        ({"prompt": (1, 600)}, BadRequestError, "600"),
+        ({"prompt": (-1,)}, BadRequestError, "-1"),
+        ({"n": 5}, BadRequestError, "at most 4"),
+        ({"max_tokens": 91}, ContextLengthError, "101"),
+        ({"n": 4, "max_tokens": 30}, ContextLengthError, "pool_bytes"),
+        ({"sampling": SamplingParams(logit_bias={600: 1.0})}, BadRequestError, "600"),
+    ],
+)
+def test_what_can_never_run_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        check(**changes)
+    check()
+
+
+def test_snapshot_positions_are_worth_their_cost() -> None:
+    assert snapshot_positions((), 0, 33) == (32,)
+    assert snapshot_positions((), 0, 32) == ()
+    assert snapshot_positions((40, 60, 100, 130), 0, 141) == (40, 100, 140)
+    assert snapshot_positions((40, 100), 40, 141) == (100, 140)
+    assert snapshot_positions((), 120, 141) == ()
+    assert len(snapshot_positions(tuple(range(100, 4000, 100)), 0, 4100)) == 9
+
+
+def test_the_longest_prefix_that_leaves_a_token_is_found() -> None:
+    prefixes, tokens = PrefixCache(), prompt(50)
+    for length in (10, 20, 50):
+        assert prefixes.keep("x", tokens[:length], partial(FakeSnapshot, length))
+    for wanted, asked in ((20, tokens), (50, (*tokens, 1)), (10, tokens[:20]), (10, (*tokens[:15], 1, 2))):
+        found = prefixes.find("x", asked)
+        assert found is not None and found.length == wanted
+    assert prefixes.find("x", tokens[:10]) is None
+    assert prefixes.find("other", tokens) is None
+
+
+def test_the_least_recently_used_snapshot_goes_first() -> None:
+    prefixes, tokens = PrefixCache(), prompt(50)
+    kept = {n: FakeSnapshot(n) for n in (10, 20, 30)}
+    for n, snapshot in kept.items():
+        prefixes.keep(None, tokens[:n], partial(lambda s: s, snapshot))
+    assert prefixes.find(None, tokens[:11]) is kept[10]
+    assert prefixes.evict_oldest() and kept[20].released
+    assert prefixes.evict_oldest(spare=kept[30]) and kept[10].released
+    prefixes.drop_artifact(None)
+    assert kept[30].released and not prefixes.evict_oldest()
+
+
+def test_keeping_makes_room_by_evicting() -> None:
+    prefixes, tokens = PrefixCache(), prompt(50)
+    old = FakeSnapshot(10)
+    prefixes.keep(None, tokens[:10], lambda: old)
+    assert prefixes.keep(None, tokens[:20], lambda: FakeSnapshot(20) if old.released else None)
+    assert not prefixes.keep(None, tokens[:30], lambda: None)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def slices(clock: Clock, seconds: float, count: int) -> Generator[None, None, str]:
+    for _ in range(count):
+        clock.now += seconds
+        yield
+    return "done"
+
+
+@pytest.mark.parametrize(("step_s", "slice_s"), [(0.01, 0.1), (0.1, 0.1), (0.3, 0.1), (0.05, 2.0)])
+def test_chats_keep_more_than_half_of_the_time(step_s: float, slice_s: float) -> None:
+    clock, future = Clock(), Future[str]()
+    jobs = JobRunner(clock)
+    jobs.add(slices(clock, slice_s, 1000), future)
+    chat_s = 0.0
+    while clock.now < 60:
+        jobs.advance(idle=False)
+        jobs.chats_took(step_s)
+        clock.now += step_s
+        chat_s += step_s
+    # The first slice is a gift: its length is not known yet. One slice a step at most, so slow steps give less.
+    assert 0.5 < chat_s / (clock.now - slice_s) < 0.8
+    assert jobs.num_slices > 10
+
+
+def test_an_idle_engine_runs_every_slice() -> None:
+    clock, future = Clock(), Future[str]()
+    jobs = JobRunner(clock)
+    jobs.add(slices(clock, 0.1, 5), future)
+    assert [jobs.advance(idle=True) for _ in range(7)] == [True] * 6 + [False]
+    assert future.result(0) == "done"
+
+
+def test_cancelling_closes_the_generator() -> None:
+    closed: list[bool] = []
+
+    def job() -> Generator[None, None, None]:
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    jobs, future = JobRunner(), Future[None]()
+    jobs.add(job(), future)
+    jobs.advance(idle=True)
+    assert future.cancel()
+    assert not jobs.advance(idle=True) and closed == [True] and len(jobs) == 0
+
+
+def test_a_failing_job_fails_its_future_only() -> None:
+    def job() -> Generator[None, None, None]:
+        yield
+        raise ValueError("no good")
+
+    jobs, future, after = JobRunner(), Future[None](), Future[str]()
+    jobs.add(job(), future)
+    jobs.add(slices(Clock(), 0.0, 1), after)
+    while jobs.advance(idle=True):
+        pass
+    assert isinstance(future.exception(0), ValueError) and after.result(0) == "done"

@@ -1,0 +1,147 @@
+"""Whatever is sent, no answer is a 5xx and every error has OpenAI's form."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.calibration.queue import CalibrationService, CalibrationTarget
+from server.config import ServerConfig
+from server.http.app import create_app
+from server.http.schemas.calibration import CalibrationBody
+from server.http.schemas.chat import ChatBody
+from server.http.schemas.completions import CompletionBody
+from tests.helpers.fake_artifacts import FakeArtifacts
+from tests.helpers.fake_engine import FakeEngine, Script
+from tests.server.http.conftest import USER
+from tests.server.http.test_calibration import Procedure
+
+ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "/v1/chat/completions": (ChatBody, {"messages": USER}),
+    "/v1/completions": (CompletionBody, {"prompt": "a"}),
+    "/admin/calibrations": (CalibrationBody, {}),
+}
+quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+numbers = st.one_of(
+    st.integers(), st.floats(allow_nan=False), st.sampled_from([0, -1, 2**31, 2**63, -(2**63), 10**40, 1e308, 0.5])
+)
+# Lone surrogates included: JSON can spell them, UTF-8 cannot.
+texts = st.text(st.characters(exclude_categories=()), max_size=20)
+scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=8,
+)
+plausible = st.sampled_from(
+    [
+        True,
+        1,
+        2,
+        0.5,
+        "a",
+        [],
+        {},
+        [1, 2],
+        ["a"],
+        [[1]],
+        {"1": 2},
+        {"type": "text"},
+        {"include_usage": True},
+        "auto",
+        USER,
+        [{"role": "system", "content": [{"type": "text", "text": "x"}]}, *USER],
+        [{"role": "tool", "content": ""}],
+    ]
+)
+
+
+def bodies(model: Any, base: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A valid body with some fields, known or not, set to anything."""
+    names = st.sampled_from(sorted({*model.model_fields, *model.neutral}))
+    changes = st.dictionaries(st.one_of(names, names, names, texts), st.one_of(plausible, values), max_size=4)
+    return changes.map(lambda changed: {**base, **changed})
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def client(runner: asyncio.Runner) -> Iterator[httpx.AsyncClient]:
+    engine = FakeEngine(Script(pieces=("a", "b")))
+    procedure = Procedure()
+    procedure.gate.set()
+    service = CalibrationService(engine, FakeArtifacts(), procedure)
+    service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec))  # type: ignore
+    app = create_app(ServerConfig(), engine, calibration=service)
+    lifespan = app.router.lifespan_context(app)
+    runner.run(lifespan.__aenter__())
+    yield httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    runner.run(lifespan.__aexit__(None, None, None))
+    engine.close()
+
+
+def check(answer: httpx.Response) -> None:
+    # 429 from a full calibration queue is a good answer; a stream's errors come inside it.
+    assert answer.status_code < 500, answer.text
+    assert "internal_error" not in answer.text
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@quick
+@given(data=st.data())
+def test_any_json(runner: asyncio.Runner, client: httpx.AsyncClient, route: str, data: st.DataObject) -> None:
+    body = data.draw(st.one_of(bodies(*ROUTES[route]), bodies(*ROUTES[route]), values))
+    content = json.dumps(body).encode()
+    check(runner.run(client.post(route, content=content)))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@quick
+@given(content=st.binary(max_size=60))
+def test_any_bytes(runner: asyncio.Runner, client: httpx.AsyncClient, route: str, content: bytes) -> None:
+    check(runner.run(client.post(route, content=content)))
+
+
+@settings(quick, max_examples=60)
+@given(
+    prefix=st.sampled_from(["/v1/models/", "/admin/calibrations/", "/admin/artifacts/", "/"]),
+    name=st.text(max_size=12),
+    method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "PATCH"]),
+)
+def test_any_path(runner: asyncio.Runner, client: httpx.AsyncClient, prefix: str, name: str, method: str) -> None:
+    answer = runner.run(client.request(method, prefix + quote(name, safe="/")))
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        check(answer)
+    assert answer.status_code < 500
+
+
+@settings(quick, max_examples=60)
+@given(
+    headers=st.dictionaries(
+        st.sampled_from(
+            ["authorization", "content-length", "content-type", "x-api-key", "origin", "host", "forwarded"]
+        ),
+        st.binary(max_size=12).map(lambda b: b.replace(b"\r", b"").replace(b"\n", b"")),
+        max_size=3,
+    )
+)
+def test_any_headers(runner: asyncio.Runner, client: httpx.AsyncClient, headers: dict[str, bytes]) -> None:
+    raw = [(k.encode(), v) for k, v in headers.items()]
+    check(runner.run(client.post("/v1/completions", content=b'{"prompt":"a"}', headers=raw)))
+    check(runner.run(client.get("/admin/status", headers=raw)))

@@ -1,0 +1,68 @@
+"""A client that hangs up, streaming or not, frees its request at once; over real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import httpx
+import pytest
+
+from tests.helpers.fake_engine import FakeEngine
+from tests.server.http.conftest import USER, eventually, serve
+
+
+def send(port: int, body: dict[str, object], path: str = "/v1/chat/completions") -> socket.socket:
+    """A connection with the request written and nothing read."""
+    raw = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+    connection.sendall(head.encode() + raw)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("phase", ["prompt", "text"])
+def test_hang_up_aborts_the_request(engine: FakeEngine, stream: bool, phase: str) -> None:
+    setattr(engine.script, "prompt_delay_s" if phase == "prompt" else "token_delay_s", 60.0)
+    with serve(engine) as port:
+        connection = send(port, {"messages": USER, "stream": stream})
+        eventually(lambda: len(engine.submitted) == 1, "the request arrives")
+        assert engine.aborted == {}
+        connection.close()
+        assert eventually(lambda: bool(engine.aborted), "the abort") < 0.5
+        assert set(engine.aborted) == {engine.submitted[0].request_id}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hang_up_aborts_all_prompts(engine: FakeEngine, stream: bool) -> None:
+    engine.script.token_delay_s = 60.0
+    with serve(engine) as port:
+        connection = send(port, {"prompt": ["a", "b", "c"], "stream": stream}, "/v1/completions")
+        eventually(lambda: len(engine.submitted) == 3, "the requests arrive")
+        connection.close()
+        eventually(lambda: len(engine.aborted) == 3, "the aborts")
+
+
+def test_hang_up_of_a_reader_that_stopped_reading(engine: FakeEngine) -> None:
+    """The writer waits for a full socket buffer when the hang-up comes; the abort must not wait with it."""
+    engine.script.pieces = ("x" * 1_000_000,) * 1000
+    engine.script.token_delay_s = 0.01
+    with serve(engine) as port:
+        connection = send(port, {"messages": USER, "stream": True, "max_tokens": 1000})
+        assert connection.recv(10)
+        time.sleep(0.3)
+        assert engine.aborted == {}
+        connection.close()
+        assert eventually(lambda: bool(engine.aborted), "the abort") < 0.5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_finished_request_is_not_aborted(engine: FakeEngine, stream: bool) -> None:
+    with serve(engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json={"messages": USER, "stream": stream}).status_code == 200
+        text = client.get("/metrics").text
+    assert engine.aborted == {}
+    assert 'vecinfer_requests_total{outcome="ok",route="/v1/chat/completions"} 3.0' in text

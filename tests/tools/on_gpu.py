@@ -1,0 +1,166 @@
+"""Parity and speed of the portable kernels on a GPU: `python -m tests.tools.on_gpu [--quick]`.
+
+Prints one line per geometry: error against float64 numpy and against the reference back end; then, only if all of them
+pass, microseconds per call beside MLX's float16 attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+
+from quant_core.backends.base import PagedCodes
+from quant_core.backends.device import DeviceBackend
+from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.spec import WindowSpec
+from tests.kernels import oracle
+from tests.kernels.checks import check_columns
+from tests.kernels.scene import Geometry, Scene, make_scene
+
+# Relative error allowed: MLX's float32 matmul may use TF32 on CUDA, and half outputs are rounded once.
+LIMIT = 2e-3
+# Calls evaluated at once.
+INNER = 16
+PARITY = [
+    Geometry(head_dim=128, num_kv_heads=8, gqa_factor=4, positions=(9000, 63, 700, 0)),
+    Geometry(head_dim=64, num_kv_heads=3, gqa_factor=3, positions=(2000,) * 3, query_len=8),
+    Geometry(head_dim=128, num_kv_heads=2, gqa_factor=8, key_bits=4, value_bits=2, positions=(3000, 5)),
+    Geometry(head_dim=80, key_bits=3, value_bits=1, positions=(1500, 64), traditional=True),
+    Geometry(head_dim=112, key_bits=1, value_bits=3, positions=(1500, 64), window=WindowSpec(128, 0, 64)),
+    Geometry(head_dim=256, num_kv_heads=1, gqa_factor=16, key_bits=4, value_bits=4, positions=(1500,), rotary_dims=64),
+    Geometry(head_dim=192, key_bits=1, value_bits=1, key_tables=4, value_tables=4, positions=(1500,), rotary_dims=0),
+    Geometry(head_dim=96, key_bits=3, value_bits=3, key_tables=1, value_tables=2, positions=(1500, 65)),
+]
+SPEED = [(1, 2048), (1, 4096), (1, 16384), (1, 65536), (1, 196608), (8, 4096), (8, 32768), (32, 4096), (64, 8192)]
+
+
+def backend() -> DeviceBackend:
+    """The back end of this machine's GPU."""
+    if mx.cuda.is_available():
+        from quant_core.backends.cuda import CudaBackend
+
+        return CudaBackend()
+    if mx.metal.is_available():
+        from quant_core.backends.metal import MetalBackend
+
+        return MetalBackend()
+    sys.exit("not run: MLX has no GPU here")
+
+
+def attend(kernels: DeviceBackend | ReferenceBackend, s: Scene) -> mx.array:
+    """vq_attention of a scene."""
+    g = s.geometry
+    return kernels.vq_attention(s.queries, g.softmax_scale, g.positions, s.rings, s.codes, s.codec, g.window)
+
+
+def check(gpu: DeviceBackend, g: Geometry) -> bool:
+    """One line of the parity table; True when it passes."""
+    s, reference, rng = make_scene(g), ReferenceBackend(), np.random.default_rng(1)
+    want = oracle.attention(s)
+    errors = [np.linalg.norm(oracle.as_f64(attend(b, s)) - want) / np.linalg.norm(want) for b in (gpu, reference)]
+    shape = (len(g.positions), g.num_kv_heads, g.query_len, g.head_dim)
+    k, v = (mx.array(rng.standard_normal(shape), mx.float32).astype(g.dtype) for _ in range(2))
+    lengths = (g.query_len,) * len(g.positions)
+    rings = [b.vq_append(k, v, g.positions, lengths, s.rings, s.codec, g.window) for b in (gpu, reference)]
+    append = max(float(mx.abs(getattr(rings[0], n).astype(mx.float32) - getattr(rings[1], n)).max())
+                 for n in ("ring_keys", "ring_values"))  # fmt: skip
+    x = mx.array(rng.standard_normal((g.num_kv_heads, 777, g.head_dim)), mx.float16)
+    differ = sum(
+        int((gpu.vq_encode(x, c) != reference.vq_encode(x, c)).sum().item()) for c in (s.codec.keys, s.codec.values)
+    )
+    pages = s.codes.num_pages[0]
+    same = [bool(mx.array_equal(a, b)) for a, b in zip(*(
+        b.vq_reconstruct(s.codes, 0, 0, pages, s.codec) for b in (gpu, reference)), strict=True)]  # fmt: skip
+    total = 777 * g.num_kv_heads * (s.codec.keys.spec.code_bytes + s.codec.values.spec.code_bytes)
+    try:
+        check_columns(gpu, s, 0, 600)
+    except AssertionError as error:
+        print(error)
+        same.append(False)
+    good = errors[0] < LIMIT and append < 0.05 and differ <= total // 500 and all(same)
+    print(f"{'ok ' if good else 'BAD'} D{g.head_dim} Hkv{g.num_kv_heads} gqa{g.gqa_factor} L{g.query_len} "
+          f"K{g.key_bits}V{g.value_bits}: attention {errors[0]:.1e} (reference {errors[1]:.1e}), append {append:.1e}, "
+          f"codes {differ}/{total} differ, "
+          f"reconstruct and columns {'equal' if all(same) else 'DIFFER'}", flush=True)  # fmt: skip
+    return good
+
+
+def seconds(calls: Callable[[], list[mx.array]], repeats: int = 7) -> float:
+    """Median time of evaluating the list, per entry."""
+    mx.eval(calls())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        count = len(out := calls())
+        mx.eval(out)
+        times.append((time.perf_counter() - begin) / count)
+    return sorted(times)[repeats // 2]
+
+
+def paged_sets(s: Scene, batch: int, context: int, count: int) -> list[PagedCodes]:
+    """Code sets that share one random pool but no page, so that no call finds its codes in the cache."""
+    g, layer = s.geometry, s.codes.layer
+    pages = g.window.num_code_pages(context - 1)
+    pool = mx.random.randint(0, 256, (count * batch * pages, layer.nbytes), mx.uint8)
+    order = np.random.default_rng(0).permutation(count * batch * pages).astype(np.int32).reshape(count, batch, pages)
+    mx.eval(pool)
+    return [PagedCodes(pool, mx.array(t), (pages,) * batch, replace(layer, offset=0), 1, layer.nbytes) for t in order]
+
+
+def half_seconds(g: Geometry, batch: int, context: int, queries: mx.array) -> float:
+    """MLX's float16 attention on as many key and value sets as fit 3 GB, so that none is found in the cache."""
+    exact = batch * g.num_kv_heads * context * g.head_dim * 4
+    shape = (batch, g.num_kv_heads, context, g.head_dim)
+    sets = [
+        [mx.random.normal(shape).astype(mx.float16) for _ in range(2)]
+        for _ in range(max(1, min(INNER, int(3e9 // exact))))
+    ]
+    mx.eval(sets)
+    attention = mx.fast.scaled_dot_product_attention
+    return seconds(lambda: [attention(queries, *sets[i % len(sets)], scale=g.softmax_scale) for i in range(INNER)])
+
+
+def speed(gpu: DeviceBackend, batch: int, context: int) -> None:
+    """One line of the speed table."""
+    g = Geometry(head_dim=128, num_kv_heads=8, gqa_factor=4, positions=(context - 1,) * batch)
+    s = make_scene(replace(g, positions=(0,) * batch))
+    half = half_seconds(g, batch, context, s.queries)
+    code_bytes = batch * context * s.codes.layer.nbytes // 64
+    sets = paged_sets(s, batch, context, max(1, min(INNER, int(2e9 // code_bytes))))
+
+    def calls() -> list[mx.array]:
+        return [
+            gpu.vq_attention(s.queries, g.softmax_scale, g.positions, s.rings, sets[i % len(sets)], s.codec, g.window)
+            for i in range(INNER)
+        ]
+
+    ours = seconds(calls)
+    print(
+        f"{batch:3d} x {context:6d}: float16 {half * 1e6:7.1f} us, codes {ours * 1e6:7.1f} us, "
+        f"ratio {half / ours:.2f}, {code_bytes / ours / 1e9:.0f} GB/s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Parity, then speed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="parity and three sizes only")
+    quick = parser.parse_args().quick
+    gpu = backend()
+    print(f"{gpu.name}: MLX {mx.__version__}, {mx.device_info().get('device_name', '?')}")
+    passed = [check(gpu, g) for g in PARITY]
+    if not all(passed):
+        sys.exit("parity failed; nothing is timed")
+    for batch, context in SPEED[3:7] if quick else SPEED:
+        speed(gpu, batch, context)
+
+
+if __name__ == "__main__":
+    main()
