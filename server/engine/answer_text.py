@@ -12,6 +12,7 @@ import numpy as np
 from server.engine.detokenizer import Vocabulary
 from server.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from server.engine.stop_text import StopText
+from server.output.deltas import ContentDelta
 
 # Stands for minus infinity, which JSON cannot say.
 LOWEST_LOGPROB = -9999.0
@@ -68,7 +69,8 @@ class Choice:
             out += self._stop.push(tail) + self._stop.flush()
         reason = "stop" if self._stop.stopped else reason
         released = self._release(ended=reason is not None)
-        return Said(TokenEvent(self._request_id, self.index, out, 1, released), reason)
+        deltas = (ContentDelta(out),) if out else ()
+        return Said(TokenEvent(self._request_id, self.index, deltas, 1, released), reason)
 
     def _note(self, token_id: int, logprobs: mx.array, num_chars: int) -> None:
         start = self._num_chars

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+from server.output.deltas import ContentDelta, Delta
+from server.output.spec import OutputSpec
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class SamplingParams:
         seed: same seed and request, same tokens, whatever else runs; None draws from the engine's entropy.
         num_logprobs: None, no log-probabilities; k, the chosen token's and the k most likely ones'.
         allow_eos: False never samples an end token (for benchmarks).
+        min_tokens: no end token before so many tokens were generated.
+        prompt_logprobs: None, none; k, those of the prompt's tokens and of the k most likely ones at each place.
     """
 
     temperature: float = 1.0
@@ -34,6 +39,8 @@ class SamplingParams:
     seed: int | None = None
     num_logprobs: int | None = None
     allow_eos: bool = True
+    min_tokens: int = 0
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,16 @@ class GenerationRequest:
         request_id: unique; also the id in the HTTP answer.
         prompt: token ids.
         boundaries: prompt positions worth a snapshot (message boundaries), ascending, in (0, len(prompt)].
-        max_tokens: generated tokens per choice, at least 1.
-        stop: strings that end a choice; never part of its text.
+        max_tokens: generated tokens per choice, at least 1; 0 only scores the prompt (`sampling.prompt_logprobs`).
+        stop: strings that end a choice; part of its text only with `include_stop`.
         n: choices, each with its own index and, from seed + index, its own random key.
+        output: how the text divides into reasoning, tool calls and content; None: all of it is content.
+        grammar: what the answer is held to, compiled (a `server.grammar.spec.GrammarSpec`).
+        max_reasoning_tokens: tokens of reasoning before its end is forced; None: no limit.
+        stop_in_reasoning: stop strings end a choice inside its reasoning too.
+        stop_token_ids: tokens that end a choice, besides the model's own.
+        skip_special_tokens: False leaves the text of special tokens in the answer.
+        include_stop: leave the stop string that ended the choice in its text.
     """
 
     request_id: str
@@ -56,6 +70,13 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     boundaries: tuple[int, ...] = ()
     n: int = 1
+    output: OutputSpec | None = None
+    grammar: Any | None = None
+    max_reasoning_tokens: int | None = None
+    stop_in_reasoning: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = True
+    include_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,22 +100,45 @@ class PromptEvent:
 
 
 @dataclass(frozen=True)
+class PromptLogprobsEvent:
+    """Log-probabilities of the whole prompt, once, before the first token.
+
+    Attributes:
+        texts: each prompt token's own text.
+        entries: per prompt token, itself and then the top ones; None for the first, which nothing predicts.
+    """
+
+    request_id: str
+    texts: tuple[str, ...]
+    entries: tuple[tuple[TokenLogprob, ...] | None, ...]
+
+
+@dataclass(frozen=True)
 class TokenEvent:
-    """A piece of one choice's answer. `text` may be empty while a character or a stop string is incomplete.
+    """A piece of one choice's answer. `deltas` may be empty while a character, marker or stop string is incomplete.
 
     `logprobs` holds, per token released by this event, the chosen token and then the top ones.
     """
 
     request_id: str
     index: int
-    text: str
+    deltas: tuple[Delta, ...]
     num_tokens: int
     logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The content among the deltas."""
+        return "".join(d.text for d in self.deltas if isinstance(d, ContentDelta))
 
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """A choice ended. When `is_last`, the request's one terminal event: nothing follows."""
+    """A choice ended. When `is_last`, the request's one terminal event: nothing follows.
+
+    Of the `completion_tokens`, `reasoning_tokens` were generated inside the reasoning, its markers included.
+    `stop_sequence` is the stop string that ended the choice, if one did.
+    """
 
     request_id: str
     index: int
@@ -103,6 +147,8 @@ class FinishEvent:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
+    stop_sequence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +169,7 @@ class AbortEvent:
     reason: str
 
 
-EngineEvent = PromptEvent | TokenEvent | FinishEvent | ErrorEvent | AbortEvent
+EngineEvent = PromptEvent | PromptLogprobsEvent | TokenEvent | FinishEvent | ErrorEvent | AbortEvent
 
 
 def is_terminal(event: EngineEvent) -> bool:

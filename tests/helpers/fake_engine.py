@@ -22,6 +22,7 @@ from server.engine.request import (
     TokenLogprob,
 )
 from server.errors import ConflictError, ContextLengthError, NotReadyError, QueueFullError
+from server.output.deltas import ContentDelta
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
 ANSWER = ("The", " capital", " of", " France", " is", " Paris", ".", " Ünïcödé", " 🗼", "")
@@ -144,7 +145,8 @@ class FakeEngine:
                     yield AbortEvent(rid, self.aborted[rid])
                     return
                 num_tokens += 1
-                yield TokenEvent(rid, index, piece, 1, self._logprobs(request, piece))
+                deltas = (ContentDelta(piece),) if piece else ()
+                yield TokenEvent(rid, index, deltas, 1, self._logprobs(request, piece))
             reason: Any = "length" if num_tokens == request.max_tokens else "stop"
             last = index == request.n - 1
             yield FinishEvent(rid, index, reason, last, num_prompt, script.cached_tokens, num_tokens)
