@@ -42,10 +42,10 @@ METAL_FUNC void load_queries(const device float* queries, int at, thread float* 
   }
 }
 
-// The first 4 TPL codes of each of UNIT runs of 8, which follow one another; whole runs in one load.
-template <int UNIT, int TPL>
+// The first 4 TPL codes of each of UNIT runs of RUN bytes, which follow one another; whole runs in one load.
+template <int UNIT, int TPL, int RUN>
 METAL_FUNC void load_words(const device uchar* codes, thread uint* out) {
-  if (TPL == 2 && UNIT == 2) {
+  if (TPL == 2 && UNIT == 2 && RUN == 8) {
     const uint4 v = *(const device uint4*)codes;
     out[0] = v.x;
     out[1] = v.y;
@@ -55,7 +55,7 @@ METAL_FUNC void load_words(const device uchar* codes, thread uint* out) {
   }
   for (int p = 0; p < UNIT; ++p) {
     for (int w = 0; w < TPL; ++w) {
-      out[p * TPL + w] = ((const device uint*)codes)[p * 2 + w];
+      out[p * TPL + w] = ((const device uint*)codes)[p * (RUN / 4) + w];
     }
   }
 }
@@ -106,7 +106,7 @@ METAL_FUNC void score_codes(const device uchar* section, const device A* queries
 #pragma unroll 1
     for (int i = begin; i < RUN && i < begin + CHUNK; i += UNIT) {
       uint words[UNIT * TPL];
-      load_words<UNIT, TPL>(codes + key_codes_at<M>(lane / 4, t, i), words);
+      load_words<UNIT, TPL, VQ_KEY_RUN>(codes + key_codes_at<M>(lane / 4, t, i), words);
       for (int p = 0; p < UNIT; ++p) {
         const int j = t * RUN + i + p;
         const uint table = table_bytes<d, IS_SHARED>(key_lanes(M) == 4 ? t * G / 4 : j * G / M);
@@ -210,11 +210,11 @@ METAL_FUNC void add_codes(const device uchar* section, const threadgroup half* s
     const int slot = lane % LANES + s * LANES;
     if (M % LANES == 0 || slot < M) {
       const uint table = table_bytes<d, IS_SHARED>(value_subvec<M>(slot) * G / M);
-      const device uchar* codes = section + slot * 64 + first_token / 4;
+      const device uchar* codes = section + slot * VQ_PAGE_SIZE + first_token / 4;
       for (int part = 0; part < PARTS; ++part) {
         const int t = lane / LANES * PARTS + part;
         uint words[2 * TPL];
-        load_words<TPL, 2>(codes + t * 16, words);
+        load_words<TPL, 2, 8>(codes + t * VQ_VALUE_RUN, words);
         E sums[NQ * C];
         for (int i = 0; i < NQ * C; ++i) {
           sums[i] = splat(A(0.0f));

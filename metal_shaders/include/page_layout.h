@@ -1,14 +1,14 @@
-// Order of codes inside a block of a page: 64 tokens of one head, keys or values, one section of the codec.
+// Order of codes inside a block of a page: P tokens (page.h) of one head, keys or values, one section of the codec.
 //
 // The same order as quant_core/codec/page_layout.py (pack_block), as index functions in the subset shared by Metal and CUDA.
-// A codec of two sections (3 bits) stores one block after the other: section s starts at 64 * (sub-vectors before it).
-// token: 0 ... 63; subvec: 0 ... num_subvecs - 1. Result: byte inside the block, 0 ... 64 * num_subvecs - 1.
+// A codec of two sections (3 bits) stores one block after the other: section s starts at P * (sub-vectors before it).
+// token: 0 ... P - 1; subvec: 0 ... num_subvecs - 1. Result: byte inside the block, 0 ... P * num_subvecs - 1.
 //
 // Lanes (g, t) = (lane / 4, lane % 4). num_subvecs a multiple of 8 (M; every head size at 2 and 4 bits but 80, 112):
-//   keys:   unit u of lane: sub-vectors t*M/4 + 2u, + 1, tokens o*8 + g, o = 0 ... 7; byte (u*32 + lane)*16 + (i & 1)*8 + o
-//   values: unit u of lane: sub-vector rev3(g)*M/8 + u, 16 tokens tile*16 + hi*8 + 2t + lo;
-//           byte (u*32 + lane)*16 + tile*4 + hi*2 + lo
-// Other num_subvecs: gcd(M, 4) lanes t and units of 8 bytes for keys, gcd(M, 8) lanes g for values.
+//   keys:   unit u of lane: sub-vectors t*M/4 + 2u, + 1, tokens o*8 + g, o < P/8; byte ((u*32 + lane)*2 + (i & 1))*P/8 + o
+//   values: unit u of lane: sub-vector rev3(g)*M/8 + u, P/4 tokens tile*16 + hi*8 + 2t + lo, tile < P/16;
+//           byte (u*32 + lane)*P/4 + tile*4 + hi*2 + lo
+// Other num_subvecs: gcd(M, 4) lanes t and units of P/8 bytes for keys, gcd(M, 8) lanes g for values.
 #ifndef VECINFER_PAGE_LAYOUT_H
 #define VECINFER_PAGE_LAYOUT_H
 
@@ -31,7 +31,7 @@ inline uint key_code_index(uint token, uint subvec, uint num_subvecs) {
   uint t = subvec / run;
   uint i = subvec % run;
   uint unit = (i / per_unit) * 8u * lanes + (token & 7u) * lanes + t;
-  return (unit * per_unit + i % per_unit) * 8u + (token >> 3);
+  return (unit * per_unit + i % per_unit) * uint(VQ_KEY_RUN) + (token >> 3);
 }
 
 // Byte of value code (token, subvec).
@@ -40,7 +40,7 @@ inline uint value_code_index(uint token, uint subvec, uint num_subvecs) {
   uint run = num_subvecs / lanes;
   uint g = page_reverse(subvec / run, lanes);
   uint unit = ((subvec % run) * lanes + g) * 4u + ((token >> 1) & 3u);
-  return unit * 16u + (token >> 4) * 4u + ((token >> 3) & 1u) * 2u + (token & 1u);
+  return unit * uint(VQ_VALUE_RUN) + (token >> 4) * 4u + ((token >> 3) & 1u) * 2u + (token & 1u);
 }
 
 #endif

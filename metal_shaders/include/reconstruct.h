@@ -15,7 +15,7 @@ METAL_FUNC void copy_centroid(const device half* from, device half* to) {
 // channels read bytes that lie far apart.
 template <int BYTES>
 METAL_FUNC void stage_codes(const device uchar* block, int thread_id, int num_threads, threadgroup uint* staged) {
-  for (int i = thread_id; i < PAGE_SIZE * BYTES / 4; i += num_threads) {
+  for (int i = thread_id; i < VQ_PAGE_SIZE * BYTES / 4; i += num_threads) {
     staged[i] = ((const device uint*)block)[i];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -25,7 +25,7 @@ METAL_FUNC void stage_codes(const device uchar* block, int thread_id, int num_th
 template <int M, int d, int G, int DIM>
 METAL_FUNC void reconstruct_keys(const threadgroup uchar* section, const device half* tables, int thread_id,
                                  int num_threads, int first_token, device half* out) {
-  for (int i = first_token * M + thread_id; i < PAGE_SIZE * M; i += num_threads) {
+  for (int i = first_token * M + thread_id; i < VQ_PAGE_SIZE * M; i += num_threads) {
     const int token = i / M;
     const int j = i % M;
     const int code = int(section[key_code_index(uint(token), uint(j), uint(M))]);
@@ -36,7 +36,7 @@ METAL_FUNC void reconstruct_keys(const threadgroup uchar* section, const device 
 template <int M, int d, int G, int DIM>
 METAL_FUNC void reconstruct_values(const threadgroup uchar* section, const device half* tables, int thread_id,
                                    int num_threads, int first_token, device half* out) {
-  for (int i = first_token * M + thread_id; i < PAGE_SIZE * M; i += num_threads) {
+  for (int i = first_token * M + thread_id; i < VQ_PAGE_SIZE * M; i += num_threads) {
     const int token = i / M;
     const int j = i % M;
     const int code = int(section[value_code_index(uint(token), uint(j), uint(M))]);
@@ -48,7 +48,7 @@ METAL_FUNC void reconstruct_values(const threadgroup uchar* section, const devic
 template <int M, int d, int G, int DIM, int BYTES>
 METAL_FUNC void reconstruct_plain(const device uchar* codes, const device half* tables, int thread_id, int num_threads,
                                   int first_token, device half* out) {
-  for (int i = first_token * M + thread_id; i < PAGE_SIZE * M; i += num_threads) {
+  for (int i = first_token * M + thread_id; i < VQ_PAGE_SIZE * M; i += num_threads) {
     const int token = i / M;
     const int j = i % M;
     const int code = int(codes[token * BYTES + j]);

@@ -36,7 +36,9 @@
 
 namespace vecinfer_mma {
 
-constexpr int kWarps = 8, kThreads = 256, kPage = 64, kQueryCols = 80, kMaxSlots = 20;
+static_assert(VQ_PAGE_SIZE == 64, "a warp's scores and the 16-byte units of codes are those of 64 tokens");
+
+constexpr int kWarps = 8, kThreads = 256, kPage = VQ_PAGE_SIZE, kQueryCols = 80, kMaxSlots = 20;
 // Where CUDA puts a block's dynamic shared memory (the first KB is the system's); checked at run time.
 constexpr int kSharedBase = 1024;
 constexpr int kInFlight = VQ_IN_FLIGHT;
@@ -346,7 +348,7 @@ template <int D> struct Scratch {
   float mean_score[kQueryCols];
   float unit[8];      // of each column's queries and scores, where they are whole multiples of it
   float per_unit[8];  // 1 / unit
-  int pages_seen[8];  // np of each column
+  int pages_seen[8];  // np(i) of each column
   int flag;
 };
 
@@ -511,9 +513,6 @@ template <int D, int NC, bool halves> struct Queries {
     mean1 = 2 * t + 1 < NC ? sh.mean_score[slot * NC + 2 * t + 1] : 0.f;
   }
 };
-
-// np(i)
-__device__ __forceinline__ int pages_at(int position, int window) { return max(0, (position + 1 - window) / kPage); }
 
 // A warp's share of a round's pages, and where they lie: lane i knows page first + i.
 struct Share {
@@ -727,7 +726,7 @@ __device__ __forceinline__ void exact_tile(Math& math, const Params& p, const Ro
 #pragma unroll
   for (int i = 0; i < Math::kScores; i++) {
     const int j = first + Math::token_of(g, t, i), end = row.start + (first_column + Math::column_of(t, i)) % L;
-    const int begin = max(p.num_sinks, pages_at(end, p.window) * kPage);
+    const int begin = max(p.num_sinks, num_code_pages(end, p.window) * kPage);
     if (j > end || (sinks ? j >= p.num_sinks : j < begin)) s[0][i] = kMasked;
   }
   unsigned w[2];
@@ -946,7 +945,7 @@ __device__ __forceinline__ void attend(const T* queries, const unsigned char* po
   maker.load(frags);
   key_row.spread(smem);
   value_row.spread(smem);
-  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = pages_at(row.start + (first_column + threadIdx.x) % L, p.window);
+  if (threadIdx.x < 8) sh.pages_seen[threadIdx.x] = num_code_pages(row.start + (first_column + threadIdx.x) % L, p.window);
   const auto store = [&](int slot, int column, int quarter, int rest, float a, float b) {
     math.store(sh, slots, slot, column, quarter, rest, a, b);
   };

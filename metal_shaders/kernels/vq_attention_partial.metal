@@ -1,4 +1,4 @@
-// vq_attention_partial: online softmax of one run of 64-token units of one row, straight from codes and exact vectors.
+// vq_attention_partial: online softmax of one run of page-long units of one row, straight from codes and exact vectors.
 //
 // What       s_t = <q~_b, k~_t> + mean_b, o~ = sum_t exp2(s_t - max) v~_t, over code pages, sinks and ring slots
 //            (reference.py: vq_attention). queries and mean_scores come times scale * log2(e), so exp2 is used.
@@ -75,7 +75,7 @@ const device half* sink_key = sink_keys + head_row * size_t(num_sinks) * K_DIM;
 const device half* sink_value = sink_values + head_row * size_t(num_sinks) * V_DIM;
 const device half* key_table = key_tables + size_t(kv_head) * K_ENTRIES;
 const device half* value_table = value_tables + size_t(kv_head) * V_ENTRIES;
-const ulong head_offset = ulong(geometry[10]) + ulong(kv_head) * ulong(PAGE_SIZE * (K_BYTES + V_BYTES));
+const ulong head_offset = ulong(geometry[10]) + ulong(kv_head) * ulong(VQ_PAGE_SIZE * (K_BYTES + V_BYTES));
 
 // 2. tables into threadgroup memory
 if (K_SHARED) {
@@ -114,12 +114,12 @@ for (int i = 0; i < ACC1; ++i) {
 }
 
 for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit += NUM_SIMDGROUPS) {
-  // 3. the unit's 64 positions: a code page, the sinks alone, or exact vectors
+  // 3. the unit's positions: a code page, the sinks alone, or exact vectors
   const bool is_coded = unit < code_units;
   const bool is_sinks = !is_coded && sink_units != 0 && unit == code_units;
   const int exact_group = first_exact + unit - code_units - sink_units;
-  const int base = (is_coded ? unit : is_sinks ? 0 : exact_group) * PAGE_SIZE;
-  const int end = is_sinks ? num_sinks : min(base + PAGE_SIZE, last + 1);
+  const int base = (is_coded ? unit : is_sinks ? 0 : exact_group) * VQ_PAGE_SIZE;
+  const int end = is_sinks ? num_sinks : min(base + VQ_PAGE_SIZE, last + 1);
   const bool is_masked = !is_coded || unit >= fully_seen || base < num_sinks;
   const int query_row = first_query_row + base / geometry[6] * num_queries + first_query;
   const device A* unit_queries = queries + (size_t(kv_head) * size_t(geometry[2]) + size_t(query_row)) * K_DIM;
@@ -132,9 +132,9 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     const int page = page_table[row * geometry[11] + unit];
     key_block = pool + (page_start(page, geometry[7], geometry[8], geometry[9]) + head_offset);
   }
-  const device uchar* value_block = key_block + (is_coded ? PAGE_SIZE * K_BYTES : 0);
+  const device uchar* value_block = key_block + (is_coded ? VQ_PAGE_SIZE * K_BYTES : 0);
 
-  for (int first = 0; first < PAGE_SIZE; first += TILE) {
+  for (int first = 0; first < VQ_PAGE_SIZE; first += TILE) {
     const int num_tokens = min(TILE, end - base - first);
     if (num_tokens <= 0) {
       break;
@@ -151,7 +151,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
           key_block, unit_queries, shared_key, key_table, first, lane, score);
       if (K_M1) {
         score_codes<A, NQ, TPL, K_DIM, K_M1 ? K_M1 : 8, K_D1, K_G1, K_SHARED>(
-            key_block + PAGE_SIZE * K_M0, unit_queries + K_M0 * K_D0, shared_key + K_ENTRIES0,
+            key_block + VQ_PAGE_SIZE * K_M0, unit_queries + K_M0 * K_D0, shared_key + K_ENTRIES0,
             key_table + K_ENTRIES0, first, lane, score);
       }
     } else {
@@ -168,7 +168,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
     if (is_masked) {
       for (int n = 0; n < NQ; ++n) {
         const int position = start + (first_query + n) % query_len;
-        const int code_end = max(0, (position + 1 - geometry[5]) / PAGE_SIZE) * PAGE_SIZE;
+        const int code_end = num_code_pages(position, geometry[5]) * VQ_PAGE_SIZE;
         for (int u = 0; u < TPL; ++u) {
           const int token = base + first + kept_token<TPL>(lane, u);
           const bool is_visible =
@@ -215,7 +215,7 @@ for (int unit = work[item * 4 + 1] + simd_id; unit < work[item * 4 + 2]; unit +=
           value_block, shared_value, value_table, weights, first, lane, acc0);
       if (V_M1) {
         add_codes<A, NQ, TPL, STRIDE, V_M1 ? V_M1 : 8, V_D1, V_G1, V_SHARED>(
-            value_block + PAGE_SIZE * V_M0, shared_value + V_ENTRIES0, value_table + V_ENTRIES0, weights, first, lane,
+            value_block + VQ_PAGE_SIZE * V_M0, shared_value + V_ENTRIES0, value_table + V_ENTRIES0, weights, first, lane,
             acc1);
       }
     } else {

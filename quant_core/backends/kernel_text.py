@@ -9,6 +9,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal
 
+from quant_core.codec.spec import PAGE_SIZE
+
 Dialect = Literal["metal", "cuda"]
 
 _THREADGROUP_VARIABLE = re.compile(r"([;{}]\s*)threadgroup(\s+[A-Za-z_]\w*\s+[A-Za-z_]\w*\s*(?=[\[;]))")
@@ -35,6 +37,11 @@ def manifest() -> dict[str, dict[str, object]]:
 def read(path: str) -> str:
     """A file of the metal_shaders package."""
     return resources.files("metal_shaders").joinpath(path).read_text(encoding="utf-8")
+
+
+def host_numbers() -> str:
+    """What the host decides and every kernel's text begins with."""
+    return f"#define VQ_PAGE_SIZE {PAGE_SIZE}\n"
 
 
 def strip_comments(text: str) -> str:
@@ -68,7 +75,8 @@ def load_kernel(name: str, dialect: Dialect) -> KernelSource:
     body = strip_comments(read(f"kernels/{name}.metal"))
     if dialect == "cuda":
         header, body = retarget(header), retarget(body)
-    return KernelSource(name, inputs, outputs, strip_comments(read(f"prelude/{dialect}.h")) + header, body)
+    prelude = host_numbers() + strip_comments(read(f"prelude/{dialect}.h"))
+    return KernelSource(name, inputs, outputs, prelude + header, body)
 
 
 def _names(value: object) -> tuple[str, ...]:

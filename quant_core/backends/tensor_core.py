@@ -14,7 +14,7 @@ import numpy as np
 
 from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.backends.cuda import by_name
-from quant_core.backends.kernel_text import read, strip_comments
+from quant_core.backends.kernel_text import host_numbers, read, strip_comments
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
@@ -24,6 +24,8 @@ from quant_core.errors import KernelError
 # Blocks that run at once: two on each of an H100's 132 multiprocessors. Only the choice of splits depends on it.
 RESIDENT_BLOCKS = 264
 HEAD_DIMS = (64, 128)
+# A page of the kernel's: a warp's scores and 16-byte units of codes. Pages of another size go to the portable kernels.
+_PAGE_TOKENS = 64
 NUM_THREADS = 256
 _MAX_COLUMNS, _MAX_SPLITS = 8, 512
 _TABLE_BYTES = 65536
@@ -60,7 +62,8 @@ class Variant:
     @property
     def text(self) -> str:
         """The kernel's files, as they are compiled."""
-        return "".join(strip_comments(read(f"kernels/{name}.cu")) for name in self.files)
+        paths = "include/page.h", *(f"kernels/{name}.cu" for name in self.files)
+        return host_numbers() + "".join(strip_comments(read(path)) for path in paths)
 
     @property
     def body(self) -> str:
@@ -311,7 +314,8 @@ def _supports(
     values = codec.values.spec.sections[0]
     num_slabs, slab_bytes = pool_shape
     return (
-        head_dim in HEAD_DIMS
+        PAGE_SIZE == _PAGE_TOKENS
+        and head_dim in HEAD_DIMS
         and codec.values.spec.head_dim == head_dim
         and all(_fits(c) for c in (codec.keys, codec.values))
         and not (values.subvec_dim == 8 and values.num_codebooks > 2)

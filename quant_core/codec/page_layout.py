@@ -107,13 +107,13 @@ def _key_shape(num_subvecs: int) -> tuple[int, int, int, int, int]:
     """`[unit, g, t, sub-vector of the unit, o]` of a key block's bytes."""
     lanes = math.gcd(num_subvecs, 4)
     per_unit = math.gcd(num_subvecs // lanes, 2)
-    return num_subvecs // lanes // per_unit, 8, lanes, per_unit, 8
+    return num_subvecs // lanes // per_unit, 8, lanes, per_unit, PAGE_SIZE // 8
 
 
 def _value_shape(num_subvecs: int) -> tuple[int, ...]:
     """`[unit, bits of g ..., t, tile, hi, lo]` of a value block's bytes."""
     lanes = math.gcd(num_subvecs, 8)
-    return num_subvecs // lanes, *[2] * (lanes.bit_length() - 1), 4, 4, 2, 2
+    return num_subvecs // lanes, *[2] * (lanes.bit_length() - 1), 4, PAGE_SIZE // 16, 2, 2
 
 
 def _value_axes(bits: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.codec.table_grid import multiples, snap
 
 # Tokens a row holds before its queries: none, one, both sides of a page's end, several buckets, many splits.
-ROW_LENS = (0, 1, 63, 64, 65, 700, 2000)
+ROW_LENS = (0, 1, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, 700, 2000)
 # Standard deviation of the scores: an attention that is neither flat nor decided by one token.
 _SCORE_SPREAD = 2.0
 # Written wherever no kernel may read; the largest half, so that one read of it shows.
@@ -225,6 +225,3 @@ def model_cases(codec: ModelCodec, gqa_factors: Mapping[int, int], dtype: mx.Dty
         case = Case(layer, gqa_factors[index], dtype, codec.window)
         found.setdefault(case.label, case)
     return list(found.values())
-
-
-assert PAGE_SIZE == 64, "ROW_LENS stand on both sides of a page's end"

@@ -11,7 +11,7 @@ from quant_core.attention.fused import plan_columns
 from quant_core.backends.base import KernelBackend, NewVectors
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.codec import VectorCodec
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from tests.kernels import oracle
 from tests.kernels.scene import Geometry, Scene
 
@@ -95,7 +95,7 @@ def check_columns(backend: KernelBackend, scene: Scene, row: int, length: int, s
     g, rng = scene.geometry, np.random.default_rng(seed)
     plan = plan_columns(g.positions[row], length, g.window)
     first = min(scene.codes.num_pages[row], plan.num_coded)
-    num_plain = 64 * max(0, (plan.end // 64) - first)
+    num_plain = PAGE_SIZE * max(0, plan.end // PAGE_SIZE - first)
 
     def exact() -> mx.array:
         return mx.array(rng.standard_normal((g.num_kv_heads, length, g.head_dim)), mx.float16)

@@ -28,7 +28,7 @@ class Mutant:
 PARTIAL, MERGE = "kernels/vq_attention_partial.metal", "kernels/vq_attention_merge.metal"
 QUERIES, APPEND, ENCODE = (f"kernels/{n}.metal" for n in ("vq_attention_queries", "vq_append", "vq_encode"))
 RECONSTRUCT, ATTENTION, BLOCK = "kernels/vq_reconstruct.metal", "include/attention.h", "include/code_block.h"
-COLUMNS = "kernels/vq_columns.metal"
+COLUMNS, PAGE = "kernels/vq_columns.metal", "include/page.h"
 NEAREST, ROTARY, CODEBOOK = "include/nearest.h", "include/rotary.h", "include/codebook.h"
 
 ATTENTION_MUTANTS = [
@@ -42,7 +42,7 @@ ATTENTION_MUTANTS = [
     Mutant(PARTIAL, "(token < num_sinks || token >= code_end)", "token >= code_end"),
     Mutant(PARTIAL, "|| base < num_sinks", ""),
     Mutant(PARTIAL, "unit >= fully_seen ||", ""),
-    Mutant(PARTIAL, "position + 1 - geometry[5]", "position - geometry[5]"),
+    Mutant(PAGE, "position + 1 - window", "position - window"),
     Mutant(PARTIAL, "base / geometry[6] * num_queries", "0 * num_queries"),
     Mutant(PARTIAL, "lane % 4 != 0 ? 0.0f : mean[n]", "mean[n]"),
     Mutant(PARTIAL, "int token = base + first + kept_token<TPL>(lane, u);", "int token = base + first + lane;"),
@@ -56,8 +56,8 @@ ATTENTION_MUTANTS = [
     Mutant(PARTIAL, "top = metal::max(top, group_max[i * NQ + n]);", "top = group_max[i * NQ + n];"),
     Mutant(PARTIAL, "if (first_query + n >= tile_query) {", "{"),
     Mutant(PARTIAL, "min(tile_query, num_queries - NQ)", "tile_query"),
-    Mutant(PARTIAL, "ulong(PAGE_SIZE * (K_BYTES + V_BYTES))", "ulong(PAGE_SIZE * K_BYTES)"),
-    Mutant(PARTIAL, "(is_coded ? PAGE_SIZE * K_BYTES : 0)", "(is_coded ? PAGE_SIZE : 0)"),
+    Mutant(PARTIAL, "ulong(VQ_PAGE_SIZE * (K_BYTES + V_BYTES))", "ulong(VQ_PAGE_SIZE * K_BYTES)"),
+    Mutant(PARTIAL, "(is_coded ? VQ_PAGE_SIZE * K_BYTES : 0)", "(is_coded ? VQ_PAGE_SIZE : 0)"),
     Mutant(PARTIAL, "if (thread_id == 0) {", "if (lane == 0) {"),
     Mutant(PARTIAL, "if (thread_id == 0) {", "if (thread_id == 0 && n == 0) {"),
     Mutant(PARTIAL, "scratch[NUM_SIMDGROUPS * SCRATCH / 4]", "scratch[NUM_SIMDGROUPS * SCRATCH / 4 - 1]"),
@@ -129,13 +129,13 @@ CODE_MUTANTS = [
     Mutant("include/reconstruct.h", "key_code_index", "value_code_index"),
     Mutant(RECONSTRUCT, "page_table[sizes[0] +", "page_table["),
     Mutant(RECONSTRUCT, "+ ulong(sizes[5])", ""),
-    Mutant(RECONSTRUCT, "value_codes + PAGE_SIZE * V_M0", "value_codes"),
+    Mutant(RECONSTRUCT, "value_codes + VQ_PAGE_SIZE * V_M0", "value_codes"),
     Mutant("include/reconstruct.h", BARRIER, ""),
     Mutant(COLUMNS, "index < sizes[1]", "index <= sizes[1]"),
     Mutant(COLUMNS, "index < sizes[2]", "index <= sizes[2]"),
     Mutant(COLUMNS, "index == 0 ? sizes[11] : 0", "0"),
     Mutant(COLUMNS, "num_exact, out_keys);", "0, out_keys);"),
-    Mutant(COLUMNS, "(index - sizes[2]) * PAGE_SIZE", "index * PAGE_SIZE"),
+    Mutant(COLUMNS, "(index - sizes[2]) * VQ_PAGE_SIZE", "index * VQ_PAGE_SIZE"),
     Mutant(COLUMNS, "size_t(kv_head) * size_t(sizes[3])", "size_t(kv_head) * size_t(sizes[2])"),
     Mutant(COLUMNS, "is_coded ? 0 : sizes[6]", "0"),
     Mutant(COLUMNS, "size_t(sizes[8] - sizes[7])", "size_t(sizes[8])"),

@@ -10,6 +10,7 @@ import numpy as np
 from quant_core.backends.base import ColumnPlan, NewVectors
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.page_layout import unpack_block
+from quant_core.codec.spec import PAGE_SIZE
 from tests.kernels.scene import Scene
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -50,13 +51,13 @@ def decoded(codes: np.ndarray[Any, Any], codec: VectorCodec) -> F64:
 
 
 def page_codes(scene: Scene, row: int, page: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Key and value codes `[Hkv, 64, M]` of one page of a row, read byte by byte from the pool."""
+    """Key and value codes `[Hkv, P, M]` of one page of a row, read byte by byte from the pool."""
     codes, layer = scene.codes, scene.codes.layer
     number = int(codes.page_table[row, page].item())
     start = number % codes.pages_per_slab * codes.page_bytes + layer.offset
     raw = np.array(codes.pool[number // codes.pages_per_slab, start : start + layer.nbytes])
     blocks = mx.array(raw.reshape(layer.num_kv_heads, layer.head_bytes))
-    split = 64 * layer.key_bytes
+    split = PAGE_SIZE * layer.key_bytes
     return (
         np.array(unpack_block(blocks[:, :split], scene.codec.keys.spec, "keys")),
         np.array(unpack_block(blocks[:, split:], scene.codec.values.spec, "values")),
@@ -78,7 +79,7 @@ def attention(scene: Scene) -> F64:
         where = np.arange(total)
         for step in range(g.query_len):
             position = start + step
-            is_code = (where < 64 * g.window.num_code_pages(position)) & (where >= g.window.num_sink_tokens)
+            is_code = (where < PAGE_SIZE * g.window.num_code_pages(position)) & (where >= g.window.num_sink_tokens)
             for head in range(queries.shape[1]):
                 kv_head = head // g.gqa_factor
                 keys, values = (np.where(is_code[:, None], x[1][kv_head], x[0][kv_head]) for x in (k, v))
@@ -94,23 +95,23 @@ def attention(scene: Scene) -> F64:
 
 
 def columns(scene: Scene, row: int, plan: ColumnPlan, new: NewVectors) -> tuple[F64, F64]:
-    """vq_columns `[Hkv, 64 num_blocks, D]` of keys and of values."""
+    """vq_columns `[Hkv, P num_blocks, D]` of keys and of values."""
     window, rings, parts = scene.geometry.window, scene.rings, []
     plain = new.key_codes, new.value_codes
     for kind, (codec, ring, sinks, fresh) in enumerate((
         (scene.codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
         (scene.codec.values, rings.ring_values, rings.sink_values, new.values),
     )):  # fmt: skip
-        out = np.zeros((fresh.shape[0], 64 * plan.num_blocks, fresh.shape[2]))
+        out = np.zeros((fresh.shape[0], PAGE_SIZE * plan.num_blocks, fresh.shape[2]))
         old, sink, chunk = as_f64(ring[row]), as_f64(sinks[row]), as_f64(fresh)
         for page in range(plan.num_coded):
-            at = (page - new.first_page) * 64
-            codes = page_codes(scene, row, page)[kind] if at < 0 else np.array(plain[kind])[:, at : at + 64]
-            out[:, page * 64 : page * 64 + 64] = decoded(codes, codec)
-        for p in range(min(window.num_sink_tokens, 64 * plan.num_coded)):
+            at = (page - new.first_page) * PAGE_SIZE
+            codes = page_codes(scene, row, page)[kind] if at < 0 else np.array(plain[kind])[:, at : at + PAGE_SIZE]
+            out[:, page * PAGE_SIZE : page * PAGE_SIZE + PAGE_SIZE] = decoded(codes, codec)
+        for p in range(min(window.num_sink_tokens, PAGE_SIZE * plan.num_coded)):
             out[:, p] = sink[:, p] if p < plan.start else chunk[:, p - plan.start]
         for p in range(plan.begin, plan.end):
-            column = plan.exact_block * 64 + p - plan.exact_first
+            column = plan.exact_block * PAGE_SIZE + p - plan.exact_first
             out[:, column] = old[:, p % window.ring_slots] if p < plan.start else chunk[:, p - plan.start]
         parts.append(out)
     return parts[0], parts[1]
@@ -136,6 +137,6 @@ def _coded(scene: Scene, row: int, total: int) -> tuple[F64, F64]:
                     for c in (scene.codec.keys, scene.codec.values))  # fmt: skip
     for page in range(scene.codes.num_pages[row]):
         key_codes, value_codes = page_codes(scene, row, page)
-        span = slice(page * 64, page * 64 + 64)
+        span = slice(page * PAGE_SIZE, page * PAGE_SIZE + PAGE_SIZE)
         keys[:, span], values[:, span] = decoded(key_codes, scene.codec.keys), decoded(value_codes, scene.codec.values)
     return keys, values

@@ -11,7 +11,7 @@ from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.page_layout import LayerLayout, pack_block
 from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.codec.spec import VQSpec, WindowSpec
 from tests.helpers.random_codec import random_vector_codec
 
 
@@ -125,6 +125,3 @@ def relative_error(got: mx.array, want: mx.array) -> float:
     """Norm of the difference over the norm of `want`."""
     a, b = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-assert PAGE_SIZE == 64

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import metal_shaders
+from quant_core.backends.kernel_text import host_numbers
 from quant_core.codec.page_layout import BlockKind, pack_block, unpack_block
 from quant_core.codec.spec import PAGE_SIZE, VQSpec
 
-HEADER = Path(metal_shaders.__file__).parent / "include" / "page_layout.h"
+HEADERS = [Path(metal_shaders.__file__).parent / "include" / name for name in ("page.h", "page_layout.h")]
 SPECS = [VQSpec.for_bits(d, b) for d in (24, 64, 72, 80, 96, 112, 128, 192, 256) for b in (1, 2, 3, 4)]
 KINDS: tuple[BlockKind, ...] = ("keys", "values")
 
@@ -38,7 +39,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.cpp"
     source.write_text(
-        f'typedef unsigned int uint;\n#include "{HEADER}"\nextern "C" {{\n'
+        f'typedef unsigned int uint;\n{host_numbers()}{"".join(h.read_text() for h in HEADERS)}\nextern "C" {{\n'
         "uint keys(uint t, uint j, uint m) { return key_code_index(t, j, m); }\n"
         "uint values(uint t, uint j, uint m) { return value_code_index(t, j, m); }\n}\n"
     )
