@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass, field
 
 from quant_core.cache.store import KVStore, Reservation, Snapshot
-from server.engine.events import Mailbox
+from server.engine.events import EventSink
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import EngineEvent, GenerationRequest, is_terminal
 from server.errors import BadRequestError, ContextLengthError, QueueFullError
@@ -32,11 +31,14 @@ class Limits:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that was accepted, and where its events go: exactly one terminal event, and nothing after it."""
+    """A request that was accepted, and where its events go: exactly one terminal event, and nothing after it.
+
+    `arrived_s` is on the clock of the steps' inputs.
+    """
 
     request: GenerationRequest
-    mailbox: Mailbox
-    arrived_s: float = field(default_factory=time.monotonic)
+    sink: EventSink
+    arrived_s: float
     _ended: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -45,11 +47,11 @@ class Ticket:
         with self._lock:
             if not self._ended:
                 self._ended = is_terminal(event)
-                self.mailbox.put(event)
+                self.sink.put(event)
 
 
 @dataclass(frozen=True)
-class Promise:
+class Admission:
     """Room for all rows of a request: one reservation per choice; the first one's covers the prompt."""
 
     reservations: tuple[Reservation, ...]
@@ -96,11 +98,10 @@ class WaitingQueue:
             self._tickets.remove(ticket)
             return True
 
-    def expired(self) -> list[Ticket]:
+    def expired(self, now_s: float) -> list[Ticket]:
         """Take out those who waited too long."""
         with self._lock:
-            limit = time.monotonic() - self.timeout_s
-            late = [t for t in self._tickets if t.arrived_s < limit]
+            late = [t for t in self._tickets if t.arrived_s < now_s - self.timeout_s]
             for ticket in late:
                 self._tickets.remove(ticket)
             return late
@@ -163,8 +164,8 @@ def _check_ids(request: GenerationRequest, vocab_size: int) -> None:
         raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param="logit_bias")
 
 
-def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -> Promise | None:
-    """Promise room for all choices, dropping old snapshots if that is what it takes; None: not now.
+def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -> Admission | None:
+    """Admission room for all choices, dropping old snapshots if that is what it takes; None: not now.
 
     The prompt is reserved once: the other choices fork from the first at its end.
     """
@@ -172,7 +173,7 @@ def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -
     while True:
         reservations = _reserve_rows(request, store, snapshot)
         if reservations is not None:
-            return Promise(reservations, snapshot)
+            return Admission(reservations, snapshot)
         if prefixes.evict_oldest(spare=snapshot):
             continue
         if snapshot is None:

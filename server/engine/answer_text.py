@@ -11,11 +11,8 @@ import numpy as np
 
 from server.engine.detokenizer import Vocabulary
 from server.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
-from server.engine.stop_text import StopText
+from server.engine.stop_text import StopFilter
 from server.output.deltas import ContentDelta
-
-# Stands for minus infinity, which JSON cannot say.
-LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Choice:
         self._num_logprobs = request.sampling.num_logprobs
         self._vocabulary = vocabulary
         self._text = vocabulary.stream()
-        self._stop = StopText(request.stop)
+        self._stop = StopFilter(request.stop)
         self._num_chars = 0
         self._held: list[_HeldLogprobs] = []
 
@@ -89,7 +86,7 @@ class Choice:
 
     def _logprob(self, token_id: int, logprob: float) -> TokenLogprob:
         v = self._vocabulary
-        return TokenLogprob(token_id, v.token_text(token_id), v.token_bytes(token_id), max(logprob, LOWEST_LOGPROB))
+        return TokenLogprob(token_id, v.token_text(token_id), v.token_bytes(token_id), logprob)
 
     def _release(self, *, ended: bool) -> tuple[tuple[TokenLogprob, ...], ...]:
         """Entries of tokens whose text is out; at the end also those whose text is cut."""

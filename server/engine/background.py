@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from server.engine.step_input import StepInput, StepInputSource
 
 T = TypeVar("T")
 
@@ -27,14 +28,15 @@ class JobRunner:
     """Runs jobs one after the other, each advanced one slice at a time. MLX thread only.
 
     Args:
-        clock: seconds, monotonic.
+        inputs: measures the slices.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, inputs: StepInputSource) -> None:
+        self._inputs = inputs
         self._jobs: deque[_Job] = deque()
         self._credit_s = 0.0
         self._slice_s = 0.0
+        self._was_idle = True
         self.num_slices = 0
 
     def __len__(self) -> int:
@@ -44,12 +46,9 @@ class JobRunner:
         """Queue a job; the future gets what the generator returns or raises, and cancels it."""
         self._jobs.append(_Job(slices, future))
 
-    def chats_took(self, seconds: float) -> None:
-        """A step of the chats took this long."""
-        self._credit_s = min(self._credit_s + JOB_SHARE * seconds, max(MAX_CREDIT_S, 2 * self._slice_s))
-
-    def advance(self, *, idle: bool) -> bool:
+    def advance(self, given: StepInput, *, idle: bool) -> bool:
         """Run one slice if there is a job and, unless the engine is idle, credit for it. True when a slice ran."""
+        self._settle(given)
         self._drop_cancelled()
         if not self._jobs:
             return False
@@ -57,10 +56,9 @@ class JobRunner:
             self._credit_s = 0.0
         elif self._credit_s < self._slice_s:
             return False
-        start = self._clock()
-        self._run_slice(self._jobs[0])
-        self._slice_s = self._clock() - start
-        self._credit_s -= 0.0 if idle else self._slice_s
+        with self._inputs.job_slice():
+            self._run_slice(self._jobs[0])
+        self._was_idle = idle
         self.num_slices += 1
         return True
 
@@ -69,6 +67,14 @@ class JobRunner:
         for job in self._jobs:
             job.future.cancel()
         self._drop_cancelled()
+
+    def _settle(self, given: StepInput) -> None:
+        """Credit for what the chats took in the step before, debit for its slice."""
+        if given.slice_s:
+            self._slice_s = given.slice_s
+            self._credit_s -= 0.0 if self._was_idle else given.slice_s
+        most = max(MAX_CREDIT_S, 2 * self._slice_s)
+        self._credit_s = min(self._credit_s + JOB_SHARE * given.generate_s, most)
 
     def _drop_cancelled(self) -> None:
         for job in [j for j in self._jobs if j.future.cancelled()]:

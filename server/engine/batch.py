@@ -13,12 +13,13 @@ from mlx_lm.sample_utils import greedy_sampler
 
 from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
-from server.engine.admission import Promise, Ticket
+from server.engine.admission import Admission, Ticket
 from server.engine.detokenizer import Vocabulary
 from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
 from server.engine.request import PromptEvent
-from server.engine.rows import Row, RunningRequest
+from server.engine.rows import RunningChoice, RunningRequest
 from server.engine.sampler import make_processors, make_sampler
+from server.engine.step_input import StepInput
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,14 @@ class UnprovenCacheError(Exception):
 
 
 @dataclass
-class Progress:
-    """What the lanes of one step did."""
+class StepWork:
+    """What the batches of one step did: tokens generated, and prompts that were read on."""
 
     num_generated: int = 0
     num_prompt: int = 0
 
 
-class Lane:
+class Batch:
     """Rows of one artifact. MLX thread only.
 
     Args:
@@ -46,7 +47,7 @@ class Lane:
         store: where caches come from.
         vocabulary: for the text of the rows.
         eos_ids: tokens that end an answer.
-        prefixes: snapshots of all lanes.
+        prefixes: snapshots of all artifacts.
         max_num_seqs: rows at once.
         keep_wired_limit: leave the wired limit that BatchGenerator sets in place.
     """
@@ -62,7 +63,7 @@ class Lane:
         keep_wired_limit: bool,
     ) -> None:
         self.store = store
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, RunningChoice] = {}
         self.proof: tuple[LayerProof, ...] | None = None
         self._model = model
         self._vocabulary = vocabulary
@@ -87,7 +88,7 @@ class Lane:
         """Tokens of the running conversations; a forked prompt counts once per row."""
         return sum(row.running.num_read + row.choice.num_tokens for row in self.rows.values())
 
-    def batches(self) -> list[Caches]:
+    def live_caches(self) -> list[Caches]:
         """The live batch caches."""
         g = self._generator
         return [b.prompt_cache for b in (g._generation_batch, g._prompt_batch) if b.prompt_cache]
@@ -96,33 +97,33 @@ class Lane:
         """The requests that have rows."""
         return list({id(row.running): row.running for row in self.rows.values()}.values())
 
-    def start(self, ticket: Ticket, promise: Promise) -> RunningRequest:
+    def start(self, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
-        running = RunningRequest.start(ticket, promise)
+        running = RunningRequest.start(ticket, admission, given)
         num_ready = running.request.n if len(running.segments) == 1 else 1
         with mx.stream(self._generator.stream):
             for index in range(num_ready):
-                caches = self.store.new_row(promise.reservations[index], promise.snapshot)
+                caches = self.store.new_row(admission.reservations[index], admission.snapshot)
                 self._insert(running, index, caches, running.segments, running.cached)
         running.put(self._prompt_event(running))
         return running
 
-    def step(self, prefill_tokens: int, on_end: Callable[[RunningRequest], None]) -> Progress:
+    def step(self, prefill_tokens: int, on_end: Callable[[RunningRequest], None]) -> StepWork:
         """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
         g = self._generator
         g.prefill_step_size = prefill_tokens
         with mx.stream(g.stream):
             prompts, answers = g.next()
             self._prove()
-            progress = Progress()
+            work = StepWork()
             for response in answers:
-                progress.num_generated += 1
+                work.num_generated += 1
                 self._take_token(response, on_end)
             for response in prompts:
-                progress.num_prompt += 1
+                work.num_prompt += 1
                 self._take_prompt(response)
-            self.store.flush(self.batches())
-        return progress
+            self.store.flush(self.live_caches())
+        return work
 
     def remove(self, running: RunningRequest) -> None:
         """Drop all rows of a request and give back what it was promised."""
@@ -131,7 +132,7 @@ class Lane:
             self._generator.remove(uids)
         for uid in uids:
             del self.rows[uid]
-        for reservation in running.promise.reservations:
+        for reservation in running.admission.reservations:
             reservation.release()
 
     def reset(self) -> list[RunningRequest]:
@@ -140,7 +141,7 @@ class Lane:
         self.rows.clear()
         self._generator = self._make_generator()
         for running in lost:
-            for reservation in running.promise.reservations:
+            for reservation in running.admission.reservations:
                 reservation.release()
         return lost
 
@@ -166,10 +167,10 @@ class Lane:
             max_tokens=[request.max_tokens],
             caches=[caches],
             all_tokens=[list(request.prompt[:held])],
-            samplers=[make_sampler(request.sampling, index)],
+            samplers=[make_sampler(request.sampling, running.seed + index)],
             logits_processors=[make_processors(request.sampling, len(request.prompt), self._eos_ids)],
         )
-        self.rows[uid] = Row.of(running, index, self._vocabulary)
+        self.rows[uid] = RunningChoice.of(running, index, self._vocabulary)
 
     def _take_prompt(self, response: Any) -> None:
         row = self.rows[response.uid]
@@ -192,7 +193,7 @@ class Lane:
         if position == len(prompt) - 1 and running.request.n > 1:
             caches = self._extract(uid)
             for index in range(1, running.request.n):
-                fork = self.store.fork(caches, running.promise.reservations[index])
+                fork = self.store.fork(caches, running.admission.reservations[index])
                 self._insert(running, index, fork, [[prompt[-1]]], position)
 
     def _take_token(self, response: Any, on_end: Callable[[RunningRequest], None]) -> None:
@@ -210,7 +211,7 @@ class Lane:
         if row.running.choices_left == 0:
             on_end(row.running)
 
-    def _keep_answer(self, row: Row, response: Any) -> None:
+    def _keep_answer(self, row: RunningChoice, response: Any) -> None:
         """A snapshot at the end of an only choice's answer, from which the next turn may go on."""
         request = row.running.request
         if request.n > 1 or row.choice.num_tokens < MIN_SAVED_TOKENS:

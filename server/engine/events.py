@@ -10,7 +10,7 @@ from typing import Protocol
 from server.engine.request import EngineEvent, is_terminal
 
 
-class Mailbox(Protocol):
+class EventSink(Protocol):
     """Where a request's events go; `put` may be called from any thread and never blocks."""
 
     def put(self, event: EngineEvent) -> None:

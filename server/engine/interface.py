@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
 from server.engine.request import EngineEvent, GenerationRequest
 
 T = TypeVar("T")
+StateName = Literal["loading", "testing", "calibrating", "ready", "unready", "draining", "failed"]
+STATES: tuple[StateName, ...] = get_args(StateName)
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Where the engine stands: only "ready" takes requests.
+
+    Attributes:
+        state: "testing": the kernels' self-test; "unready": no KV store, and `detail` says why and what to do.
+        detail: for people.
+        progress: 0..1 of loading, testing or calibrating; None when unknown.
+    """
+
+    state: StateName
+    detail: str = ""
+    progress: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,26 +67,23 @@ class KVStatus:
     layers: tuple[LayerStatus, ...] = ()
 
 
-@dataclass(frozen=True)
-class EngineStatus:
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus(EngineState):
     """A snapshot of the engine for /admin/status, /readyz and /metrics, safe to read from any thread.
 
     `counters` only grow. "step_s_count", "step_s_sum" and "step_s_le_<bound>" (cumulative, bound in seconds as in
     "step_s_le_0.05") are the step-time histogram; any other key is exported as `vecinfer_engine_<key>_total`.
     """
 
-    state: str  # "loading" | "calibrating" | "ready" | "unready" | "draining" | "failed"
-    detail: str
-    progress: float | None
-    model_id: str
-    context_len: int
-    num_running: int
-    num_waiting: int
-    last_token_age_s: float | None
-    active_artifact: str | None
-    live_artifacts: tuple[str, ...]
-    backend: str
-    kv: KVStatus | None
+    model_id: str = ""
+    context_len: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    last_token_age_s: float | None = None
+    active_artifact: str | None = None
+    live_artifacts: tuple[str, ...] = ()
+    backend: str = ""
+    kv: KVStatus | None = None
     # The latest measurement with conversations running: what they took is still to be seen when they are over.
     kv_last_busy: KVStatus | None = None
     counters: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ GRAIN = 8
 SLACK = 0.25
 
 
-class PrefillPace:
+class PrefillBudget:
     """Prompt tokens per step, all rows together.
 
     After a step that took longer than TARGET_STEP_S while rows were decoding they shrink in proportion; after one well

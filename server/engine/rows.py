@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass
 from itertools import pairwise
 
 from quant_core.cache.store import Reservation
-from server.engine.admission import Promise, Ticket
+from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import Choice
 from server.engine.detokenizer import Vocabulary
 from server.engine.prefix_cache import snapshot_positions
 from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
+from server.engine.sampler import mix, request_seed
+from server.engine.step_input import StepInput
 
 
 @dataclass(eq=False)
@@ -23,23 +25,29 @@ class RunningRequest:
         positions: where snapshots are to be taken while the prompt is read.
         num_read: prompt tokens read so far.
         choices_left: choices that have not ended.
+        seed: of the first choice; the others follow it.
+        started_s: the step's clock when it was admitted.
     """
 
     ticket: Ticket
-    promise: Promise
+    admission: Admission
     cached: int
     positions: tuple[int, ...]
     num_read: int
     choices_left: int
-    started_s: float = field(default_factory=time.monotonic)
+    seed: int
+    started_s: float
 
     @classmethod
-    def start(cls, ticket: Ticket, promise: Promise) -> RunningRequest:
+    def start(cls, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """A request about to read its prompt."""
         request = ticket.request
-        cached = promise.snapshot.length if promise.snapshot is not None else 0
+        cached = admission.snapshot.length if admission.snapshot is not None else 0
         positions = snapshot_positions(request.boundaries, cached, len(request.prompt))
-        return cls(ticket, promise, cached, positions, cached, request.n)
+        # Requests that start in the same step must not share a seed.
+        entropy = mix(given.entropy ^ zlib.crc32(request.request_id.encode()))
+        seed = request_seed(request.sampling, entropy)
+        return cls(ticket, admission, cached, positions, cached, request.n, seed, given.now_s)
 
     @property
     def request(self) -> GenerationRequest:
@@ -75,7 +83,7 @@ class RunningRequest:
 
 
 @dataclass(eq=False)
-class Row:
+class RunningChoice:
     """One choice in a BatchGenerator."""
 
     running: RunningRequest
@@ -83,7 +91,7 @@ class Row:
     reservation: Reservation
 
     @classmethod
-    def of(cls, running: RunningRequest, index: int, vocabulary: Vocabulary) -> Row:
+    def of(cls, running: RunningRequest, index: int, vocabulary: Vocabulary) -> RunningChoice:
         """The row of choice `index`."""
         choice = Choice(running.request, index, vocabulary)
-        return cls(running, choice, running.promise.reservations[index])
+        return cls(running, choice, running.admission.reservations[index])

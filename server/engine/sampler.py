@@ -7,7 +7,6 @@ top_p, min_p and temperature, on the MLX thread, and keeps every compiled functi
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -23,22 +22,26 @@ _MASK = (1 << 64) - 1
 MIN_TEMPERATURE = 1e-5
 
 
-def make_sampler(params: SamplingParams, index: int) -> Sampler:
-    """The sampler of choice `index`; greedy rows share one object, so that BatchGenerator samples them in one call."""
+def request_seed(params: SamplingParams, entropy: int) -> int:
+    """The seed of a request's first choice, from its own or from 64 random bits."""
+    return params.seed if params.seed is not None else entropy
+
+
+def make_sampler(params: SamplingParams, seed: int) -> Sampler:
+    """The sampler of one choice; greedy rows share one object, so that BatchGenerator samples them in one call."""
     if params.temperature == 0 or params.top_k == 1:
         return greedy_sampler  # type: ignore[no-any-return]
-    return KeyedSampler(params, index)
+    return KeyedSampler(params, seed)
 
 
 class KeyedSampler:
     """Draws with a key of its own: nothing of what else runs can change the draws.
 
-    Step t uses key mix(mix(seed + index) + t), made on the host, so no random state grows a lazy graph.
+    Step t uses key mix(mix(seed) + t), made on the host, so no random state grows a lazy graph.
     """
 
-    def __init__(self, params: SamplingParams, index: int) -> None:
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._state = _mix((seed + index) & _MASK)
+    def __init__(self, params: SamplingParams, seed: int) -> None:
+        self._state = mix(seed & _MASK)
         self._params = params
 
     def __call__(self, logprobs: mx.array) -> mx.array:
@@ -48,7 +51,7 @@ class KeyedSampler:
         kept = truncate(logprobs.astype(mx.float32), p.top_p, p.top_k, p.min_p)
         # The best token at exactly 0: dividing by a small temperature then never overflows for it.
         scaled = (kept - kept.max(axis=-1, keepdims=True)) / max(p.temperature, MIN_TEMPERATURE)
-        return mx.random.categorical(scaled, key=mx.random.key(_mix(self._state)))
+        return mx.random.categorical(scaled, key=mx.random.key(mix(self._state)))
 
 
 def truncate(logprobs: mx.array, top_p: float, top_k: int, min_p: float) -> mx.array:
@@ -121,7 +124,7 @@ def _bias(token_ids: tuple[int, ...], values: tuple[float, ...]) -> LogitsProces
     return process
 
 
-def _mix(x: int) -> int:
+def mix(x: int) -> int:
     """splitmix64's finaliser: neighbouring seeds get unrelated keys."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -1,10 +1,9 @@
-"""Which request runs where: admission into lanes, one step of each, aborts, hot swaps. MLX thread only."""
+"""Which request runs where: admission into batches, one step of each, aborts, hot swaps. MLX thread only."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,15 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
-from server.engine.admission import Limits, Promise, Ticket, WaitingQueue, reserve
-from server.engine.batch import Lane, Progress, UnprovenCacheError
+from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, reserve
+from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
-from server.engine.prefill_budget import PrefillPace
+from server.engine.prefill_budget import PrefillBudget
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
 from server.engine.rows import RunningRequest
+from server.engine.step_input import StepInput
 from server.errors import ConflictError
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ class Scheduler:
         counters: Counters,
         on_end: Callable[[Ticket], None],
     ) -> None:
-        self.lanes: list[Lane] = []
-        self.active: Lane | None = None
+        self.batches: list[Batch] = []
+        self.active: Batch | None = None
         self.prefixes = PrefixCache()
         self.vocabulary = Vocabulary(loaded.tokenizer)
         self.limits = Limits(loaded.context_len, logits_width(loaded.model), config.max_num_seqs)
@@ -88,9 +88,12 @@ class Scheduler:
         self._waiting = waiting
         self._counters = counters
         self._on_end = on_end
-        self._pace = PrefillPace(config.prefill_tokens_per_step or default_prefill_tokens())
-        self._running: dict[str, tuple[Lane, RunningRequest]] = {}
+        self._prefill_budget = PrefillBudget(config.prefill_tokens_per_step or default_prefill_tokens())
+        self._running: dict[str, tuple[Batch, RunningRequest]] = {}
         self._blocked: Ticket | None = None
+        self._given = StepInput(0.0, 0)
+        self._last_work = StepWork()
+        self._was_decoding = False
         self._num_failed_steps = 0
         set_wired_limit(config)
 
@@ -101,8 +104,8 @@ class Scheduler:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all lanes, those of choices still to be forked included."""
-        return sum(lane.num_rows for lane in self.lanes)
+        """Rows of all batches, those of choices still to be forked included."""
+        return sum(batch.num_rows for batch in self.batches)
 
     def activate(self, store: KVStore) -> None:
         """New requests use `store` from the next step on; running ones finish on theirs.
@@ -110,65 +113,66 @@ class Scheduler:
         Raises:
             ConflictError: two other stores are live.
         """
-        known = next((lane for lane in self.lanes if lane.store.artifact_id == store.artifact_id), None)
+        known = next((batch for batch in self.batches if batch.store.artifact_id == store.artifact_id), None)
         if known is None:
-            busy = [lane for lane in self.lanes if lane.rows]
+            busy = [batch for batch in self.batches if batch.rows]
             if len(busy) >= MAX_LIVE_STORES:
                 raise ConflictError(
                     f"{len(busy)} artifacts are live (requests still run on the older one); try again when they ended",
                     code="too_many_live_artifacts",
                 )
             keep = self._config.wired_limit == "auto"
-            known = Lane(
+            known = Batch(
                 self._model, store, self.vocabulary, self._eos_ids, self.prefixes, self._config.max_num_seqs, keep
             )
-            self.lanes.append(known)
+            self.batches.append(known)
         self.active = known
         self.retire()
         self._blocked = None
 
-    def admit(self) -> None:
+    def admit(self, given: StepInput) -> None:
         """Start waiting requests in order while they fit; end those that waited too long."""
-        for late in self._waiting.expired():
+        for late in self._waiting.expired(given.now_s):
             self._counters.add("queue_timeouts")
             message = f"the request waited {self._waiting.timeout_s:.0f} s for room; retry later"
             self._end(late, ErrorEvent(late.request.request_id, message, "queue_timeout", 429))
         while (ticket := self._waiting.first()) is not None and self.active is not None:
             if ticket is self._blocked or self.num_rows + ticket.request.n > self._config.max_num_seqs:
                 return
-            promise = reserve(ticket.request, self.active.store, self.prefixes)
-            if promise is None and self._running:
+            admission = reserve(ticket.request, self.active.store, self.prefixes)
+            if admission is None and self._running:
                 self._blocked = ticket
                 return
             self._waiting.remove(ticket)
-            if promise is None:
+            if admission is None:
                 message = "the request does not fit the KV memory although nothing else runs; lower max_tokens or n"
                 self._end(ticket, ErrorEvent(ticket.request.request_id, message, "insufficient_memory", 503))
                 continue
-            self.prefixes.used(promise.snapshot)
-            self._start(self.active, ticket, promise)
+            self.prefixes.used(admission.snapshot)
+            self._start(self.active, ticket, admission, given)
 
-    def generate(self) -> Progress:
-        """One step of every lane that has rows; the prompt budget is shared by all rows that read prompts."""
-        total, start = Progress(), time.monotonic()
-        decoding = any(lane.num_rows > lane.num_prefill_rows for lane in self.lanes)
-        budget = self._pace.tokens(decoding=decoding)
-        for lane in [lane for lane in self.lanes if lane.rows]:
-            num_readers = max(1, sum(other.num_prefill_rows for other in self.lanes))
-            progress = self._step(lane, max(1, budget // num_readers))
-            total.num_generated += progress.num_generated
-            total.num_prompt += progress.num_prompt
+    def generate(self, given: StepInput) -> StepWork:
+        """One step of every batch that has rows; the prompt budget is shared by all rows that read prompts."""
+        self._given = given
+        if self._last_work.num_prompt and given.generate_s:
+            self._prefill_budget.took(given.generate_s, decoding=self._was_decoding)
+        total = self._last_work = StepWork()
+        decoding = self._was_decoding = any(batch.num_rows > batch.num_prefill_rows for batch in self.batches)
+        budget = self._prefill_budget.tokens(decoding=decoding)
+        for batch in [batch for batch in self.batches if batch.rows]:
+            num_readers = max(1, sum(other.num_prefill_rows for other in self.batches))
+            work = self._step(batch, max(1, budget // num_readers))
+            total.num_generated += work.num_generated
+            total.num_prompt += work.num_prompt
         self._counters.add("generated_tokens", total.num_generated)
-        if total.num_prompt:
-            self._pace.took(time.monotonic() - start, decoding=decoding)
         return total
 
     def abort(self, ticket: Ticket, event: EngineEvent) -> None:
         """End a request at any stage with this terminal event."""
         self._waiting.remove(ticket)
         if ticket.request.request_id in self._running:
-            lane, running = self._running[ticket.request.request_id]
-            lane.remove(running)
+            batch, running = self._running[ticket.request.request_id]
+            batch.remove(running)
             self._counters.add("aborted_requests")
         self._end(ticket, event)
 
@@ -180,27 +184,27 @@ class Scheduler:
 
     def retire(self) -> None:
         """Drop stores that are neither active nor in use, and their snapshots."""
-        for lane in [lane for lane in self.lanes if lane is not self.active and not lane.rows]:
-            self.lanes.remove(lane)
-            self.prefixes.drop_artifact(lane.store.artifact_id)
+        for batch in [batch for batch in self.batches if batch is not self.active and not batch.rows]:
+            self.batches.remove(batch)
+            self.prefixes.drop_artifact(batch.store.artifact_id)
 
-    def _start(self, lane: Lane, ticket: Ticket, promise: Promise) -> None:
+    def _start(self, batch: Batch, ticket: Ticket, admission: Admission, given: StepInput) -> None:
         try:
-            self._running[ticket.request.request_id] = lane, lane.start(ticket, promise)
+            self._running[ticket.request.request_id] = batch, batch.start(ticket, admission, given)
         except Exception as error:  # the engine loop's guard: one bad request must not end the server
             log.exception("a request could not be started")
             message = f"the request could not be started: {type(error).__name__}: {error}"
         else:
             return
-        for running in [r for r in lane.running() if r.ticket is ticket]:
-            lane.remove(running)
-        for reservation in promise.reservations:
+        for running in [r for r in batch.running() if r.ticket is ticket]:
+            batch.remove(running)
+        for reservation in admission.reservations:
             reservation.release()
         self._end(ticket, ErrorEvent(ticket.request.request_id, message, "engine_error"))
 
-    def _step(self, lane: Lane, prefill_tokens: int) -> Progress:
+    def _step(self, batch: Batch, prefill_tokens: int) -> StepWork:
         try:
-            progress = lane.step(prefill_tokens, self._finished)
+            work = batch.step(prefill_tokens, self._finished)
         except UnprovenCacheError:
             raise
         except Exception as error:  # the engine loop's guard: one bad step must not end the server
@@ -208,15 +212,15 @@ class Scheduler:
             message = f"the engine failed on this request: {type(error).__name__}: {error}"
         else:
             self._num_failed_steps = 0
-            return progress
-        self._recover(lane, message)
-        return Progress()
+            return work
+        self._recover(batch, message)
+        return StepWork()
 
-    def _recover(self, lane: Lane, message: str) -> None:
-        """End the requests of a failed step and give the lane an empty generator."""
+    def _recover(self, batch: Batch, message: str) -> None:
+        """End the requests of a failed step and give the batch an empty generator."""
         self._counters.add("failed_steps")
         self._num_failed_steps += 1
-        for running in lane.reset():
+        for running in batch.reset():
             request_id = running.request.request_id
             self._end(running.ticket, ErrorEvent(request_id, message, "engine_error"))
         gc.collect()
@@ -226,7 +230,7 @@ class Scheduler:
 
     def _finished(self, running: RunningRequest) -> None:
         self._counters.add("finished_requests")
-        self._waiting.served(time.monotonic() - running.started_s)
+        self._waiting.served(self._given.now_s - running.started_s)
         self._end(running.ticket, None)
 
     def _end(self, ticket: Ticket, event: EngineEvent | None) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from quant_core.cache.store import HeldBytes
-from server.engine.batch import Lane
+from server.engine.batch import Batch
 from server.engine.counters import Counters
-from server.engine.interface import EngineStatus, KVStatus, LayerStatus
+from server.engine.interface import EngineState, EngineStatus, KVStatus, LayerStatus
 from server.engine.scheduler import Loaded, Scheduler
 
 # Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
 KV_INTERVAL_S = 0.25
 
 
-class KVMeter:
+class KVStatusReader:
     """Measures the KV memory, now and then. MLX thread only. `last_busy`: with conversations running."""
 
     def __init__(self) -> None:
@@ -24,23 +23,23 @@ class KVMeter:
         self.last_busy: KVStatus | None = None
         self._measured_s = 0.0
 
-    def read(self, lanes: Sequence[Lane], active: Lane | None, *, fresh: bool) -> KVStatus | None:
+    def read(self, batches: Sequence[Batch], active: Batch | None, *, fresh: bool) -> KVStatus | None:
         """The memory's status: at most KV_INTERVAL_S old, or measured now."""
         now = time.monotonic()
         if active is not None and (fresh or self._status is None or now - self._measured_s > KV_INTERVAL_S):
-            self._status = measure_kv(lanes, active)
+            self._status = measure_kv(batches, active)
             self._measured_s = now
             if self._status.tokens_held:
                 self.last_busy = self._status
         return self._status
 
 
-def measure_kv(lanes: Sequence[Lane], active: Lane) -> KVStatus:
+def measure_kv(batches: Sequence[Batch], active: Batch) -> KVStatus:
     """Sum over the live stores; method and budget are the active one's."""
-    usages = [lane.store.usage() for lane in lanes]
-    held = [lane.store.held(lane.batches()) for lane in lanes]
+    usages = [batch.store.usage() for batch in batches]
+    held = [batch.store.held(batch.live_caches()) for batch in batches]
     own = active.store.usage()
-    tokens = [lane.tokens_held for lane in lanes]
+    tokens = [batch.tokens_held for batch in batches]
     return KVStatus(
         method=own.method,
         held_bytes=_add(held),
@@ -55,53 +54,41 @@ def measure_kv(lanes: Sequence[Lane], active: Lane) -> KVStatus:
     )
 
 
-def layer_statuses(lane: Lane) -> tuple[LayerStatus, ...]:
+def layer_statuses(batch: Batch) -> tuple[LayerStatus, ...]:
     """What the first decode step proved; empty before it."""
-    return tuple(LayerStatus(p.index, p.kind, p.packed, p.bytes_per_token) for p in lane.proof or ())
+    return tuple(LayerStatus(p.index, p.kind, p.packed, p.bytes_per_token) for p in batch.proof or ())
 
 
 def _add(held: Sequence[HeldBytes]) -> dict[str, int]:
     return {part: sum(getattr(h, part) for h in held) for part in ("codes", "rings", "snapshots", "other")}
 
 
-@dataclass(frozen=True)
-class Whereabouts:
-    """State, why, and how far."""
-
-    state: str
-    detail: str
-    progress: float | None
-
-
-class Board:
+class StatusBuilder:
     """Makes the status after each step. MLX thread only."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._meter = KVMeter()
+        self._kv = KVStatusReader()
 
-    def status(
-        self, where: Whereabouts, loaded: Loaded | None, scheduler: Scheduler | None, *, fresh: bool
+    def build(
+        self, state: EngineState, loaded: Loaded | None, scheduler: Scheduler | None, *, fresh: bool
     ) -> EngineStatus:
         """The status now; `fresh` measures the KV memory anew. Queue and token age are the reader's to add."""
-        active = scheduler.active if scheduler is not None else None
-        lanes = scheduler.lanes if scheduler is not None else []
-        kv = self._meter.read(lanes, active, fresh=fresh)
+        if loaded is None or scheduler is None:
+            return EngineStatus(**vars(state), counters=self._counters.copy())
+        active, batches = scheduler.active, scheduler.batches
+        kv = self._kv.read(batches, active, fresh=fresh)
         return EngineStatus(
-            state=where.state,
-            detail=where.detail,
-            progress=where.progress,
-            model_id=loaded.model_id if loaded is not None else "",
-            context_len=loaded.context_len if loaded is not None else 0,
-            num_running=scheduler.num_running if scheduler is not None else 0,
-            num_waiting=0,
-            last_token_age_s=None,
+            **vars(state),
+            model_id=loaded.model_id,
+            context_len=loaded.context_len,
+            num_running=scheduler.num_running,
             active_artifact=active.store.artifact_id if active is not None else None,
-            live_artifacts=tuple(a for a in (lane.store.artifact_id for lane in lanes) if a),
+            live_artifacts=tuple(a for a in (batch.store.artifact_id for batch in batches) if a),
             backend=active.store.usage().backend if active is not None else "",
             kv=kv,
-            kv_last_busy=self._meter.last_busy,
-            counters=self._counters.copy() | (_prefix_counters(scheduler) if scheduler is not None else {}),
+            kv_last_busy=self._kv.last_busy,
+            counters=self._counters.copy() | _prefix_counters(scheduler),
         )
 
 
@@ -112,8 +99,3 @@ def _prefix_counters(scheduler: Scheduler) -> dict[str, float]:
         "prefix_misses": stats.num_misses,
         "snapshots_evicted": stats.num_evicted,
     }
-
-
-def initial_status(detail: str) -> EngineStatus:
-    """Before anything is loaded."""
-    return EngineStatus("loading", detail, None, "", 0, 0, 0, None, None, (), "", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class StopText:
+class StopFilter:
     """Text on its way out, held back only as far as it could be the beginning of a stop string.
 
     Attributes:

@@ -24,11 +24,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch, on a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching; returns at once."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -39,17 +39,17 @@ class Watchdog:
                 return
 
 
-class Pulse:
-    """When something last moved. Written by the MLX thread, read by any."""
+class LastActivity:
+    """When something last moved: a token or a piece of prompt. Written by the MLX thread, read by any."""
 
     def __init__(self) -> None:
         self._last_s = time.monotonic()
 
-    def beat(self) -> None:
+    def touch(self) -> None:
         """Something moved."""
         self._last_s = time.monotonic()
 
     @property
     def age_s(self) -> float:
-        """Seconds since."""
+        """Seconds since something moved."""
         return time.monotonic() - self._last_s

@@ -10,12 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.engine.interface import Engine, EngineStatus, KVStatus
+from server.engine.interface import STATES, Engine, EngineStatus, KVStatus
 from server.engine.request import FinishEvent
 
 Outcome = Literal["ok", "error", "aborted", "rejected"]
 
-STATES = ("loading", "calibrating", "ready", "unready", "draining", "failed")
 STEP_BUCKET = "step_s_le_"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 GAP_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 1.5, 3, 10)

@@ -54,7 +54,7 @@ def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], Assemb
     loop = EngineLoop(config, lambda: start_up(assembly, lambda line, fraction: None), exit_process=ends.append)
     loop.start()
     try:
-        wait_until(lambda: loop.status().state not in ("loading", "calibrating"), 50)
+        wait_until(lambda: loop.status().state not in ("loading", "testing", "calibrating"), 50)
         assert loop.status().state == "ready", loop.status().detail
         assert assembly.model is not None
         messages = [{"role": "user", "content": QUESTION}]

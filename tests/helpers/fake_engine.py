@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.engine.interface import EngineStatus, KVStatus, LayerStatus
+from server.engine.interface import EngineStatus, KVStatus, LayerStatus, StateName
 from server.engine.request import (
     AbortEvent,
     EngineEvent,
@@ -97,7 +97,7 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         return self.current
 
-    def set_state(self, state: str, **changes: Any) -> None:
+    def set_state(self, state: StateName, **changes: Any) -> None:
         self.current = replace(self.current, state=state, **changes)
 
     def submit(self, request: GenerationRequest) -> AsyncIterator[EngineEvent]:

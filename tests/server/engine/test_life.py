@@ -13,7 +13,7 @@ import pytest
 
 from quant_core.cache.plain_store import PlainStore
 from quant_core.errors import CodecError, PoolError
-from server.engine.batch import Lane
+from server.engine.batch import Batch
 from server.engine.loop import EngineLoop, Loaded
 from server.engine.request import AbortEvent, ErrorEvent, FinishEvent, PromptEvent, TokenEvent
 from server.errors import ConflictError, NotReadyError
@@ -21,10 +21,10 @@ from tests.server.engine.harness import Exits, Phase, ask, config, prompt, read,
 
 
 def failing(times: int, then: Any) -> Any:
-    """A Lane.step that raises `times` times and then is `then`."""
+    """A Batch.step that raises `times` times and then is `then`."""
     left = [times]
 
-    def step(self: Lane, *args: Any) -> Any:
+    def step(self: Batch, *args: Any) -> Any:
         if left[0] > 0:
             left[0] -= 1
             raise RuntimeError("the device said no")
@@ -90,7 +90,7 @@ def test_a_failed_step_ends_its_requests_and_nothing_else(
 ) -> None:
     with serving(model, tokenizer) as loop:
         expected = ask(loop, request("a", prompt(40), 5)).tokens()
-        monkeypatch.setattr(Lane, "step", failing(1, Lane.step))
+        monkeypatch.setattr(Batch, "step", failing(1, Batch.step))
         answer = read(iter(loop.stream(request("b", prompt(40), 5, n=2))))
         error = answer.events[-1]
         assert isinstance(error, ErrorEvent) and "the device said no" in error.message and error.status == 500
@@ -133,7 +133,7 @@ def test_an_error_inside_the_model_frees_everything(
 def test_failures_without_end_end_the_process(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     exits = Exits()
     with serving(model, tokenizer, exits=exits) as loop:
-        monkeypatch.setattr(Lane, "step", failing(10**9, None))
+        monkeypatch.setattr(Batch, "step", failing(10**9, None))
         for i in range(5):
             assert isinstance(read(iter(loop.stream(request(f"{i}", prompt(9), 5)))).events[-1], ErrorEvent)
         wait_until(lambda: bool(exits.codes))
@@ -147,7 +147,7 @@ def test_a_dead_thread_tells_everybody_first(model: Any, tokenizer: Any, monkeyp
     with serving(model, tokenizer, exits=exits, max_num_seqs=1) as loop:
         streams = [loop.stream(request(f"{i}", prompt(9), 900)) for i in range(2)]
         next(e for e in streams[0] if isinstance(e, TokenEvent))
-        monkeypatch.setattr(loop._jobs, "advance", lambda **_: (_ for _ in ()).throw(MemoryError("none left")))
+        monkeypatch.setattr(loop._jobs, "advance", lambda *_, **__: (_ for _ in ()).throw(MemoryError("none left")))
         lasts = [list(s)[-1] for s in streams]
         assert all(isinstance(e, ErrorEvent) and e.code == "engine_dead" for e in lasts)
         wait_until(lambda: bool(exits.codes))
@@ -168,14 +168,14 @@ def test_a_layer_that_is_not_packed_stops_the_engine(model: Any, tokenizer: Any)
 
 
 def test_the_watchdog_ends_a_process_that_hangs(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    exits, release, step = Exits(), threading.Event(), Lane.step
+    exits, release, step = Exits(), threading.Event(), Batch.step
 
-    def hang(self: Lane, *args: Any) -> Any:
+    def hang(self: Batch, *args: Any) -> Any:
         release.wait(10)
         return step(self, *args)
 
     with serving(model, tokenizer, exits=exits, watchdog_s=0.2) as loop:
-        monkeypatch.setattr(Lane, "step", hang)
+        monkeypatch.setattr(Batch, "step", hang)
         last = read(iter(loop.stream(request("a", prompt(9), 5)))).events[-1]
         assert isinstance(last, ErrorEvent) and "no token" in last.message
         wait_until(lambda: bool(exits.codes))
@@ -305,8 +305,25 @@ def test_a_start_up_that_is_refused_leaves_the_engine_unready() -> None:
     loop.shutdown(0.0)
 
 
+@pytest.mark.parametrize(("phase", "state"), [("load", "loading"), ("selftest", "testing"), ("fit", "calibrating")])
+def test_start_up_is_shown_as_what_it_is(phase: str, state: str) -> None:
+    going_on = threading.Event()
+
+    def start_up() -> Generator[Phase, None, Loaded]:
+        yield Phase(phase, "layer 3", 0.5)
+        going_on.wait(10)
+        raise CodecError("enough")
+
+    loop = EngineLoop(config(), start_up, exit_process=Exits(), exit_grace_s=0.0)
+    loop.start()
+    wait_until(lambda: loop.status().progress == 0.5)
+    assert (loop.status().state, loop.status().detail) == (state, "layer 3")
+    going_on.set()
+    loop.shutdown(0.0)
+
+
 def test_a_start_up_that_crashes_ends_the_process() -> None:
     loop = start_up_that_raises(OSError("disk gone"))
     loop.start()
     wait_until(lambda: loop.status().state == "failed")
-    wait_until(lambda: loop._exit_process.codes == [70])  # type: ignore[attr-defined]
+    wait_until(lambda: loop._life._exit_process.codes == [70])  # type: ignore[attr-defined]

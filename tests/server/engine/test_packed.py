@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quant_core.cache.packed_store import PackedStore, plan_memory
-from server.engine.batch import Lane
+from server.engine.batch import Batch
 from server.engine.loop import EngineLoop
 from server.engine.request import FinishEvent, SamplingParams, TokenEvent
 from server.errors import ServerError
@@ -73,15 +73,15 @@ def test_an_artifact_that_is_swapped_out_is_freed(model: Any, tokenizer: Any) ->
 def test_no_page_is_lost_in_a_random_run(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    rng, step, failures = random.Random(seed), Lane.step, [0]
+    rng, step, failures = random.Random(seed), Batch.step, [0]
 
-    def sometimes_failing(self: Lane, *args: Any) -> Any:
+    def sometimes_failing(self: Batch, *args: Any) -> Any:
         if failures[0] < 3 and rng.random() < 0.02:
             failures[0] += 1
             raise RuntimeError("planned")
         return step(self, *args)
 
-    monkeypatch.setattr(Lane, "step", sometimes_failing)
+    monkeypatch.setattr(Batch, "step", sometimes_failing)
     with serving(model, tokenizer, lambda: packed(model), max_waiting=8) as loop:
         threads = [threading.Thread(target=customer, args=(loop, f"{seed}-{i}", 100 * seed + i)) for i in range(4)]
         for thread in threads:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from server.engine.background import JobRunner
 from server.engine.events import BlockingEvents
 from server.engine.prefix_cache import PrefixCache, snapshot_positions
 from server.engine.request import AbortEvent, SamplingParams
+from server.engine.step_input import StepInputSource
 from server.errors import BadRequestError, ContextLengthError, QueueFullError
 from tests.server.engine.harness import prompt, request
 
@@ -39,7 +41,7 @@ class FakeSnapshot:
 
 
 def ticket(name: str) -> Ticket:
-    return Ticket(request(name, prompt(10)), BlockingEvents(lambda: None))
+    return Ticket(request(name, prompt(10)), BlockingEvents(lambda: None), arrived_s=5.0)
 
 
 def check(**changes: Any) -> None:
@@ -61,10 +63,10 @@ def test_the_queue_is_bounded_and_in_order() -> None:
 
 
 def test_late_tickets_leave_the_queue() -> None:
-    waiting = WaitingQueue(2, 0.0)
+    waiting = WaitingQueue(2, 60.0)
     late = ticket("a")
     waiting.offer(late)
-    assert waiting.expired() == [late] and len(waiting) == 0
+    assert waiting.expired(65.0) == [] and waiting.expired(65.1) == [late] and len(waiting) == 0
 
 
 def test_retry_after_grows_with_queue_and_service_time() -> None:
@@ -79,7 +81,7 @@ def test_retry_after_grows_with_queue_and_service_time() -> None:
 
 def test_nothing_follows_the_terminal_event() -> None:
     events = BlockingEvents(lambda: None)
-    owner = Ticket(request("a", prompt(4)), events)
+    owner = Ticket(request("a", prompt(4)), events, 0.0)
     for reason in ("first", "second"):
         owner.put(AbortEvent("a", reason))
     assert [e.reason for e in events if isinstance(e, AbortEvent)] == ["first"]
@@ -144,7 +146,7 @@ def test_keeping_makes_room_by_evicting() -> None:
     assert not prefixes.keep(None, tokens[:30], lambda: None)
 
 
-class Clock:
+class FakeTime:
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -152,7 +154,12 @@ class Clock:
         return self.now
 
 
-def slices(clock: Clock, seconds: float, count: int) -> Generator[None, None, str]:
+def runner(now_s: Callable[[], float] = time.monotonic) -> tuple[StepInputSource, JobRunner]:
+    inputs = StepInputSource(now_s, lambda: 0)
+    return inputs, JobRunner(inputs)
+
+
+def slices(clock: FakeTime, seconds: float, count: int) -> Generator[None, None, str]:
     for _ in range(count):
         clock.now += seconds
         yield
@@ -161,25 +168,25 @@ def slices(clock: Clock, seconds: float, count: int) -> Generator[None, None, st
 
 @pytest.mark.parametrize(("step_s", "slice_s"), [(0.01, 0.1), (0.1, 0.1), (0.3, 0.1), (0.05, 2.0)])
 def test_chats_keep_more_than_half_of_the_time(step_s: float, slice_s: float) -> None:
-    clock, future = Clock(), Future[str]()
-    jobs = JobRunner(clock)
+    clock, future = FakeTime(), Future[str]()
+    inputs, jobs = runner(clock)
     jobs.add(slices(clock, slice_s, 1000), future)
     chat_s = 0.0
     while clock.now < 60:
-        jobs.advance(idle=False)
-        jobs.chats_took(step_s)
+        given = inputs.read()
         clock.now += step_s
-        chat_s += step_s
+        chat_s += inputs.generated(given)
+        jobs.advance(given, idle=False)
     # The first slice is a gift: its length is not known yet. One slice a step at most, so slow steps give less.
     assert 0.5 < chat_s / (clock.now - slice_s) < 0.8
     assert jobs.num_slices > 10
 
 
 def test_an_idle_engine_runs_every_slice() -> None:
-    clock, future = Clock(), Future[str]()
-    jobs = JobRunner(clock)
+    clock, future = FakeTime(), Future[str]()
+    inputs, jobs = runner(clock)
     jobs.add(slices(clock, 0.1, 5), future)
-    assert [jobs.advance(idle=True) for _ in range(7)] == [True] * 6 + [False]
+    assert [jobs.advance(inputs.read(), idle=True) for _ in range(7)] == [True] * 6 + [False]
     assert future.result(0) == "done"
 
 
@@ -193,11 +200,11 @@ def test_cancelling_closes_the_generator() -> None:
         finally:
             closed.append(True)
 
-    jobs, future = JobRunner(), Future[None]()
+    (inputs, jobs), future = runner(), Future[None]()
     jobs.add(job(), future)
-    jobs.advance(idle=True)
+    jobs.advance(inputs.read(), idle=True)
     assert future.cancel()
-    assert not jobs.advance(idle=True) and closed == [True] and len(jobs) == 0
+    assert not jobs.advance(inputs.read(), idle=True) and closed == [True] and len(jobs) == 0
 
 
 def test_a_failing_job_fails_its_future_only() -> None:
@@ -205,9 +212,9 @@ def test_a_failing_job_fails_its_future_only() -> None:
         yield
         raise ValueError("no good")
 
-    jobs, future, after = JobRunner(), Future[None](), Future[str]()
+    (inputs, jobs), future, after = runner(), Future[None](), Future[str]()
     jobs.add(job(), future)
-    jobs.add(slices(Clock(), 0.0, 1), after)
-    while jobs.advance(idle=True):
+    jobs.add(slices(FakeTime(), 0.0, 1), after)
+    while jobs.advance(inputs.read(), idle=True):
         pass
     assert isinstance(future.exception(0), ValueError) and after.result(0) == "done"

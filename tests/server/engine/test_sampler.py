@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm import sample_utils
 
+from server.engine.admission import Admission, Ticket
+from server.engine.events import BlockingEvents
 from server.engine.request import SamplingParams
+from server.engine.rows import RunningRequest
 from server.engine.sampler import KeyedSampler, make_processors, make_sampler, truncate
+from server.engine.step_input import StepInput
+from tests.server.engine.harness import prompt, request
 
 
 def logprobs(vocab: int = 50, seed: int = 0) -> mx.array:
@@ -18,8 +24,8 @@ def logprobs(vocab: int = 50, seed: int = 0) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def draws(params: SamplingParams, index: int, count: int = 30) -> list[int]:
-    sampler = make_sampler(params, index)
+def draws(params: SamplingParams, seed: int, count: int = 30) -> list[int]:
+    sampler = make_sampler(params, seed)
     return [int(sampler(logprobs(seed=i))[0]) for i in range(count)]
 
 
@@ -41,31 +47,38 @@ def test_top_k_of_the_whole_vocabulary_changes_nothing(top_k: int) -> None:
 
 @pytest.mark.parametrize("params", [{"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-30}, {"top_k": 1}])
 def test_extreme_values_draw_the_best_token(params: dict[str, float]) -> None:
-    sampler = make_sampler(SamplingParams(seed=1, **params), 0)  # type: ignore[arg-type]
+    sampler = make_sampler(SamplingParams(**params), 1)  # type: ignore[arg-type]
     assert all(sampler(logprobs(seed=i)).item() == logprobs(seed=i).argmax().item() for i in range(20))
 
 
 def test_a_seed_repeats_and_choices_differ() -> None:
-    params = SamplingParams(temperature=1.5, seed=7)
-    assert draws(params, 0) == draws(params, 0)
-    assert draws(params, 0) != draws(params, 1)
-    assert draws(SamplingParams(temperature=1.5), 0) != draws(SamplingParams(temperature=1.5), 0)
+    params = SamplingParams(temperature=1.5)
+    assert draws(params, 7) == draws(params, 7)
+    assert draws(params, 7) != draws(params, 8)
+
+
+def test_a_request_without_a_seed_takes_the_steps_entropy() -> None:
+    ticket = Ticket(request("a", prompt(5), sampling=SamplingParams()), BlockingEvents(lambda: None), 0.0)
+    other = replace(ticket, request=replace(ticket.request, request_id="b"))
+    started = [RunningRequest.start(t, Admission((), None), StepInput(0.0, e)) for t in (ticket, other) for e in (1, 2)]
+    assert len({r.seed for r in started}) == 4
+    again = RunningRequest.start(ticket, Admission((), None), StepInput(9.0, 1))
+    assert again.seed == started[0].seed and again.started_s == 9.0
 
 
 def test_draws_do_not_depend_on_mlx_global_random_state() -> None:
-    params = SamplingParams(temperature=1.5, seed=7)
-    expected = draws(params, 0)
+    expected = draws(SamplingParams(temperature=1.5), 7)
     mx.random.seed(99)
-    assert draws(params, 0) == expected
+    assert draws(SamplingParams(temperature=1.5), 7) == expected
 
 
 @pytest.mark.parametrize("seed", [-(2**70), -1, 0, 2**64 - 1, 2**64, 2**200])
 def test_any_integer_is_a_seed(seed: int) -> None:
-    assert 0 <= int(KeyedSampler(SamplingParams(seed=seed), 3)(logprobs())[0]) < 50
+    assert 0 <= int(KeyedSampler(SamplingParams(), seed + 3)(logprobs())[0]) < 50
 
 
 def test_draws_follow_the_distribution() -> None:
-    sampler = KeyedSampler(SamplingParams(seed=0), 0)
+    sampler = KeyedSampler(SamplingParams(), 0)
     p = mx.log(mx.array([[0.7, 0.2, 0.1]]))
     counts = np.bincount([sampler(p).item() for _ in range(2000)], minlength=3) / 2000
     assert np.abs(counts - [0.7, 0.2, 0.1]).max() < 0.04

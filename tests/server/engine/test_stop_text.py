@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.stop_text import StopText
+from server.engine.stop_text import StopFilter
 
 TEXT = st.text("abc", max_size=12)
 
@@ -18,7 +18,7 @@ def naive(text: str, stops: list[str]) -> str:
 
 @given(pieces=st.lists(TEXT, max_size=8), stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_equals_a_search_in_the_whole_text(pieces: list[str], stops: list[str]) -> None:
-    stop = StopText(stops)
+    stop = StopFilter(stops)
     out = "".join(stop.push(p) for p in pieces) + stop.flush()
     assert out == naive("".join(pieces), stops)
     assert stop.num_out == len(out)
@@ -26,6 +26,6 @@ def test_equals_a_search_in_the_whole_text(pieces: list[str], stops: list[str]) 
 
 
 def test_text_is_held_only_while_it_could_become_a_stop_string() -> None:
-    stop = StopText(["END"])
+    stop = StopFilter(["END"])
     assert [stop.push(p) for p in ("ab", "E", "N", "x", "EN", "D", "after")] == ["ab", "", "", "ENx", "", "", ""]
     assert stop.stopped and stop.flush() == ""

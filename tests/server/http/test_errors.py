@@ -172,7 +172,7 @@ async def test_template_that_refuses_and_no_template(engine: FakeEngine) -> None
     assert "/v1/completions" in error["message"]
 
 
-@pytest.mark.parametrize("state", ["loading", "calibrating", "unready", "draining", "failed"])
+@pytest.mark.parametrize("state", ["loading", "calibrating", "unready", "draining", "failed", "testing"])
 async def test_not_ready(client: httpx.AsyncClient, engine: FakeEngine, state: str) -> None:
     engine.set_state(state, detail="reading weights", progress=0.25)
     answer = await client.post(CHAT, json={"messages": USER})

@@ -121,7 +121,7 @@ def served(config: ServerConfig) -> Iterator[Served]:
     engine = EngineLoop(config, lambda: start_up(assembly, lambda line, fraction: None))
     engine.start()
     try:
-        while (status := engine.status()).state in ("loading", "calibrating"):
+        while (status := engine.status()).state in ("loading", "testing", "calibrating"):
             time.sleep(0.2)
         if status.state != "ready":
             raise RuntimeError(f"the engine is {status.state}: {status.detail}")
