@@ -11,12 +11,14 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quant_core.calibrate.options import Allocation, CalibrationOptions, PresetName, TransformName
 from server.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Bits = Annotated[int, Field(ge=1, le=4)]
 # Set when the process restarted itself with a BLAS preloaded, so that it does so only once.
 BLAS_GUARD = "VECINFER_BLAS_RESTARTED"
+_OPTIONS = CalibrationOptions()
 
 
 class _Section(BaseModel):
@@ -36,14 +38,14 @@ class KVCacheConfig(_Section):
     """How keys and values are held."""
 
     method: Literal["vecinfer", "fp16"] = "vecinfer"
-    key_bits: Bits = 2
-    value_bits: Bits = 2
-    transform: Literal["auto", "learned", "smooth_hadamard"] = "auto"
+    key_bits: Bits = _OPTIONS.key_bits
+    value_bits: Bits = _OPTIONS.value_bits
+    transform: TransformName = _OPTIONS.transform
     codebooks_per_head: Literal[1, 2, 4] | None = None
-    allocation: Literal["uniform", "measured"] = "uniform"
-    window: PositiveInt = 64
-    num_sink_tokens: Annotated[int, Field(ge=0, le=64)] = 4
-    bucket_len: PositiveInt = 512
+    allocation: Allocation = _OPTIONS.allocation
+    window: PositiveInt = _OPTIONS.window.window
+    num_sink_tokens: Annotated[int, Field(ge=0, le=64)] = _OPTIONS.window.num_sink_tokens
+    bucket_len: PositiveInt = _OPTIONS.window.bucket_len
     pool_bytes: Literal["auto"] | PositiveInt = "auto"
     snapshot_fraction: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     artifact: str | None = None
@@ -67,11 +69,11 @@ class CalibrationConfig(_Section):
     """The first calibration and the defaults of later jobs."""
 
     auto: bool = True
-    preset: Literal["default", "thorough"] = "default"
-    num_samples: PositiveInt | None = None
-    sample_len: PositiveInt | None = None
-    seed: int = 0
-    max_kl: Annotated[float, Field(gt=0)] = 0.25
+    preset: PresetName = _OPTIONS.preset
+    num_samples: PositiveInt | None = _OPTIONS.num_samples
+    sample_len: PositiveInt | None = _OPTIONS.sample_len
+    seed: int = _OPTIONS.seed
+    max_kl: Annotated[float, Field(gt=0)] = _OPTIONS.max_kl
     text: Path | None = None
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from quant_core.calibrate.collect import LayerSamples
-from quant_core.calibrate.fit import Kind, TransformName, layer_costs
+from quant_core.calibrate.fit import Kind, layer_costs
+from quant_core.calibrate.options import TransformName
 from quant_core.codec.spec import VQSpec
+from quant_core.slices import always, mapped
 
-Allocation = Literal["uniform", "measured"]
 # What a layer can get. 3 bits are left out: two sub-vector sizes have no tensor-core kernel.
 WIDTHS = (1, 2, 4)
 
@@ -40,14 +40,8 @@ def measured_specs(
         for kind, spec in zip(("keys", "values"), uniform[index], strict=True):
             place = Place(index, kind)  # type: ignore[arg-type]
             trials = {bits: VQSpec.for_bits(spec.head_dim, bits, 1) for bits in WIDTHS}
-            run = layer_costs(layer, trials, place.kind, transform, seed, index)
-            while True:
-                try:
-                    next(run)
-                    yield done
-                except StopIteration as end:
-                    costs[place] = end.value
-                    break
+            measuring = layer_costs(layer, trials, place.kind, transform, seed, index)
+            costs[place] = yield from mapped(measuring, always(done))
             channels[place] = layer.geometry.num_kv_heads * spec.head_dim
     budget = sum(8 * spec.code_bytes * samples[i].geometry.num_kv_heads for i, pair in uniform.items() for spec in pair)
     bits = allocate(costs, channels, budget)

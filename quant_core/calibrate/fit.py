@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.calibrate.collect import LayerSamples
+from quant_core.calibrate.options import TransformName
 from quant_core.calibrate.preview import HeadSamples, columns_of, into, trial_cost
 from quant_core.calibrate.sensitivity import token_weights
 from quant_core.calibrate.tables import TablePoints, fit_tables
@@ -20,7 +21,6 @@ from quant_core.codec.transform import Moments, Transform, learned, smooth_hadam
 from quant_core.errors import CodecError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TransformName = Literal["auto", "learned", "smooth_hadamard"]
 Kind = Literal["keys", "values"]
 
 # Sub-vectors a table is fitted on at most; more lower its error by less than 1 %.

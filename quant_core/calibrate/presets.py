@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-PresetName = Literal["default", "thorough"]
+from quant_core.calibrate.options import CalibrationOptions, PresetName
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a calibration.
-
-    Attributes:
-        num_samples: windows of text, those held out for the evaluation included.
-        sample_len: tokens of a window.
-        gradient_tokens: tokens that are also read backwards, to weigh samples.
-        tuning_tokens: tokens read, forwards and backwards, to tune the fitted tables by the loss.
-    """
+    """Sizes of a calibration; see CalibrationOptions."""
 
     num_samples: int
     sample_len: int
     gradient_tokens: int
     tuning_tokens: int = 0
+
+    def but(
+        self,
+        num_samples: int | None = None,
+        sample_len: int | None = None,
+        gradient_tokens: int | None = None,
+        tuning_tokens: int | None = None,
+    ) -> Preset:
+        """The sizes given in the place of the preset's."""
+        given = {
+            "num_samples": num_samples,
+            "sample_len": sample_len,
+            "gradient_tokens": gradient_tokens,
+            "tuning_tokens": tuning_tokens,
+        }
+        return replace(self, **{name: size for name, size in given.items() if size is not None})
 
 
 _GPU: dict[PresetName, Preset] = {
@@ -41,3 +49,10 @@ _CPU: dict[PresetName, Preset] = {
 def preset(name: PresetName) -> Preset:
     """The sizes behind a name, which depend on the device."""
     return (_CPU if mx.default_device() == mx.Device(mx.cpu) else _GPU)[name]
+
+
+def sizes_of(options: CalibrationOptions) -> Preset:
+    """How much a calibration with these options reads."""
+    return preset(options.preset).but(
+        options.num_samples, options.sample_len, options.gradient_tokens, options.tuning_tokens
+    )

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from quant_core.calibrate.kmeans import nearest
-from quant_core.calibrate.tables import TablePoints, all_at_once, fit_tables
+from quant_core.calibrate.tables import TablePoints, fit_tables
 from quant_core.codec.spec import Section, VQSpec
 from quant_core.codec.transform import Moments, Transform
+from quant_core.slices import run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -89,7 +90,7 @@ def _errors(train: Array, test: Array, spec: VQSpec, seed: tuple[int, ...]) -> A
             points = np.ascontiguousarray(rows[:, columns]).reshape(-1, section.subvec_dim)
             wanted.append(TablePoints(points, None, rng))
             parts.append((columns, section.subvec_dim))
-    for (columns, dim), table in zip(parts, all_at_once(fit_tables(wanted, TRIAL_ITERATIONS)), strict=True):
+    for (columns, dim), table in zip(parts, run(fit_tables(wanted, TRIAL_ITERATIONS)), strict=True):
         part = test[:, columns].reshape(-1, dim)
         error[:, columns] = (part - table[nearest(part, table)]).reshape(len(test), -1)
     return error

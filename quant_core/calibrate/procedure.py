@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 from quant_core.artifact.manifest import content_id
 from quant_core.backends.base import KernelBackend
-from quant_core.calibrate.allocate import Allocation, measured_specs
+from quant_core.calibrate.allocate import measured_specs
 from quant_core.calibrate.collect import LayerSamples, collect
 from quant_core.calibrate.evaluate import evaluate
-from quant_core.calibrate.fit import LayerFit, TransformName, fit_layer
+from quant_core.calibrate.fit import LayerFit, fit_layer
 from quant_core.calibrate.layers import LayerGeometry, survey_layers
-from quant_core.calibrate.presets import preset
-from quant_core.calibrate.report import EvaluationReport, GateError, TextReport
+from quant_core.calibrate.options import CalibrationOptions
+from quant_core.calibrate.presets import sizes_of
+from quant_core.calibrate.report import EvaluationReport, GateError
 from quant_core.calibrate.tuning import TuningLoss, tune
 from quant_core.codec.codec import LayerCodec, ModelCodec
-from quant_core.codec.spec import VQSpec, WindowSpec
+from quant_core.codec.spec import VQSpec
 from quant_core.errors import CodecError
-from quant_core.slices import Clock, Progress
-
-__all__ = [
-    "CalibrationOptions",
-    "CalibrationResult",
-    "EvaluationReport",
-    "GateError",
-    "Progress",
-    "TextReport",
-    "calibrate",
-]
+from quant_core.slices import Clock, Progress, always, mapped, paced
 
 T = TypeVar("T")
 
@@ -43,35 +33,6 @@ MIN_DISTINCT_TOKENS = 32
 _EVALUATE_COST = 3.0
 _TUNE_COST = 5.0
 _FIT_COST_TOKENS = 150.0
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """How a codec is fitted.
-
-    Attributes:
-        key_bits, value_bits: 1-4 bits per channel.
-        transform: "auto" measures both on each layer and keeps the better one.
-        codebooks_per_head: tables per head for keys and likewise for values; None: 4, or 2 at one bit.
-        window: sinks, exact window and bucket length; the bucket length shapes the codec.
-        seed: same seed and text, same artifact.
-        max_kl: the gate, in nats per token.
-        allocation: "measured" shares the same bytes out among layers, keys and values by what their errors cost;
-            bits are then 1, 2 or 4. Needs gradients; "uniform" gives every layer the same.
-        gradient_tokens: tokens that are also read backwards, to weigh the samples; None: as the default preset.
-        tuning_tokens: tokens read to tune the tables by the loss of the model's answers; 0: they are not.
-    """
-
-    key_bits: int = 2
-    value_bits: int = 2
-    transform: TransformName = "auto"
-    codebooks_per_head: int | None = None
-    window: WindowSpec = field(default_factory=WindowSpec)
-    seed: int = 0
-    max_kl: float = 0.25
-    allocation: Allocation = "uniform"
-    gradient_tokens: int | None = None
-    tuning_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,33 +66,35 @@ def calibrate(
     if not survey.packable:
         reasons = "; ".join(sorted(set(survey.others.values()))) or "it has none"
         raise CodecError(f"no attention layer of this model can be packed: {reasons}. Use kv_cache.method: fp16")
-    specs = {i: _specs(g, options) for i, g in survey.packable.items()}
-    costs = _Costs.of(fit_windows, eval_windows, len(specs), options.tuning_tokens)
-    clock = Clock("collect")
-    backwards = preset("default").gradient_tokens if options.gradient_tokens is None else options.gradient_tokens
-    reading = collect(model, fit_windows, survey.packable, options.window, options.seed, slice_tokens, backwards)
+    sizes, clock = sizes_of(options), Clock("collect")
+    costs = _Costs.of(fit_windows, eval_windows, len(survey.packable), sizes.tuning_tokens)
+    reading = collect(
+        model, fit_windows, survey.packable, options.window, options.seed, slice_tokens, sizes.gradient_tokens
+    )
     samples = yield from _told(reading, clock, 0.0, costs.collect, costs.fit_tokens, "reading calibration text")
     clock.phase = "fit"
-    if options.allocation == "measured":
-        sharing = measured_specs(samples, specs, options.transform, options.codebooks_per_head, options.seed)
-        specs = yield from _told(sharing, clock, costs.collect, 0.0, len(specs), "measuring what each layer's bits buy")
-    fits = yield from _fit_all(samples, specs, options, clock, costs, slice_s)
-    tuning = tune(model, {i: f.codec for i, f in fits.items()}, fit_windows, options.window, options.tuning_tokens)
+    fits = yield from _fit(samples, survey.packable, options, clock, costs, slice_s)
+    fitted = {i: f.codec for i, f in fits.items()}
+    tuning = tune(model, fitted, fit_windows, options.window, sizes.tuning_tokens)
     begin = costs.collect + costs.fit
-    layers, tuned = yield from _told(tuning, clock, begin, costs.tune, options.tuning_tokens, "tuning the tables")
+    layers, tuned = yield from _told(tuning, clock, begin, costs.tune, sizes.tuning_tokens, "tuning the tables")
     codec = _codec(fits, layers, tuned, options, costs.fit_tokens)
     clock.phase = "evaluate"
     scoring = evaluate(model, codec, eval_windows, slice_tokens=slice_tokens, backend=backend)
     begin += costs.tune
     report = yield from _told(scoring, clock, begin, 1 - begin, costs.eval_tokens, "comparing with the exact cache")
     report = replace(report, transforms=dict(codec.info["transforms"]))
-    if not report.kl_mean <= options.max_kl:
+    _check_gate(report, options.max_kl)
+    return CalibrationResult(codec, report)
+
+
+def _check_gate(report: EvaluationReport, max_kl: float) -> None:
+    if not report.kl_mean <= max_kl:  # NaN is not
         raise GateError(
             f"the codec's mean KL against the exact cache is {report.kl_mean:.4f} nats per token and the limit is "
-            f"{options.max_kl:g}; use more bits, more or more fitting text, or raise calibration.max_kl",
+            f"{max_kl:g}; use more bits, more or more fitting text, or raise calibration.max_kl",
             report,
         )
-    return CalibrationResult(codec, report)
 
 
 @dataclass(frozen=True)
@@ -178,39 +141,43 @@ def _told(
     work: Generator[int, None, T], clock: Clock, begin: float, share: float, num_tokens: int, what: str
 ) -> Generator[Progress, None, T]:
     """Slices that report tokens done, as progress in [begin, begin + share]."""
-    while True:
-        try:
-            done = next(work)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+
+    def progress(done: int) -> Progress:
         part = min(1.0, done / max(1, num_tokens))
-        yield clock.at(begin + share * part, f"{what}: {done:,} of {num_tokens:,} tokens")
+        return clock.at(begin + share * part, f"{what}: {done:,} of {num_tokens:,} tokens")
+
+    return mapped(work, progress)
 
 
-def _fit_all(
+def _fit(
     samples: dict[int, LayerSamples],
-    specs: dict[int, tuple[VQSpec, VQSpec]],
+    layers: dict[int, LayerGeometry],
     options: CalibrationOptions,
     clock: Clock,
     costs: _Costs,
     slice_s: float,
 ) -> Generator[Progress, None, dict[int, LayerFit]]:
-    """Fit layer after layer; small steps are joined into slices of `slice_s`."""
+    """Share the bits out, then fit every layer; small steps are joined into slices of `slice_s`."""
+
+    def progress(done: int) -> Progress:
+        fraction = costs.collect + costs.fit * done / len(samples)
+        return clock.at(fraction, f"fitting layer {done + 1} of {len(samples)}")
+
+    specs = {i: _specs(g, options) for i, g in layers.items()}
+    if options.allocation == "measured":
+        sharing = measured_specs(samples, specs, options.transform, options.codebooks_per_head, options.seed)
+        specs = yield from _told(sharing, clock, costs.collect, 0.0, len(specs), "measuring what each layer's bits buy")
+    return (yield from mapped(paced(_fit_all(samples, specs, options), slice_s), progress))
+
+
+def _fit_all(
+    samples: dict[int, LayerSamples], specs: dict[int, tuple[VQSpec, VQSpec]], options: CalibrationOptions
+) -> Generator[int, None, dict[int, LayerFit]]:
+    """Fit layer after layer, and drop the samples of each; yields the number of layers done after each small step."""
     fits: dict[int, LayerFit] = {}
-    yielded_s = time.monotonic()
     for number, index in enumerate(sorted(samples)):
         steps = fit_layer(samples[index], *specs[index], options.transform, options.seed, index)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                fits[index] = stop.value
-                break
-            if time.monotonic() - yielded_s >= slice_s:
-                part = number / len(samples)
-                yield clock.at(costs.collect + costs.fit * part, f"fitting layer {number + 1} of {len(samples)}")
-                yielded_s = time.monotonic()
+        fits[index] = yield from mapped(steps, always(number))
         samples[index].keys.clear()
         samples[index].values.clear()
     return fits
@@ -233,7 +200,7 @@ def _codec(
         "transforms": dict(sorted(transforms.items())),
         "position_blind_layers": [i for i, c in layers.items() if c.rotary is None],
         "fit_tokens": num_tokens,
-        "tuning": None if tuned is None else {"tokens": options.tuning_tokens, **asdict(tuned)},
+        "tuning": None if tuned is None else {"tokens": sizes_of(options).tuning_tokens, **asdict(tuned)},
         "seed": options.seed,
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "numpy")},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -12,8 +11,6 @@ import numpy as np
 from quant_core.calibrate.kmeans import COARSE_ITERATIONS, FINE_ITERATIONS, Points, Weights, kmeans
 from quant_core.calibrate.kmeans_gpu import kmeans_many
 from quant_core.codec.spec import NUM_CENTROIDS
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +49,6 @@ def fit_tables(
 def on_cpu() -> bool:
     """Whether MLX works on the CPU."""
     return bool(mx.default_device() == mx.Device(mx.cpu))
-
-
-def all_at_once(work: Generator[None, None, T]) -> T:
-    """What the work returns, without its pauses."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
 
 
 def _weights(of: TablePoints) -> Weights:

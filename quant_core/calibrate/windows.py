@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from importlib.resources import files
 from itertools import chain, islice
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.errors import CodecError
-from quant_core.slices import Clock, Progress
+from quant_core.slices import Clock, Progress, mapped
 
 # A window shorter than this reads no coded page at the default settings and is not worth keeping.
 MIN_WINDOW_LEN = 160
@@ -90,19 +90,19 @@ def builtin_windows(
     batches = [order[i : i + MAX_ROWS] for i in range(0, len(order), MAX_ROWS)]
     clock, documents = Clock("text"), dict[int, list[int]]()
     for number, batch in enumerate(batches):
-        rows = _continue(model, [prompts[i] for i in batch], document_len, mx.random.key(seed * 1000 + number))
-        while True:
-            try:
-                part = next(rows)
-            except StopIteration as stop:
-                documents.update(zip(batch, stop.value, strict=True))
-                break
-            yield clock.at((number + part) / len(batches), f"writing calibration text, part {number + 1}")
+        key = mx.random.key(seed * 1000 + number)
+        writing = _continue(model, [prompts[i] for i in batch], document_len, key)
+        rows = yield from mapped(writing, _progress_of_batch(clock, number, len(batches)))
+        documents.update(zip(batch, rows, strict=True))
     # Prompts that follow one another are of different kinds; so are the documents of a window.
     return [
         list(chain(*(documents[i] for i in range(w, len(prompts), num_samples))))[:sample_len]
         for w in range(num_samples)
     ]
+
+
+def _progress_of_batch(clock: Clock, number: int, num_batches: int) -> Callable[[float], Progress]:
+    return lambda part: clock.at((number + part) / num_batches, f"writing calibration text, part {number + 1}")
 
 
 def _encoded_prompts(tokenizer: Any, count: int, document_len: int, seed: int) -> list[list[int]]:

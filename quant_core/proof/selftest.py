@@ -24,6 +24,7 @@ from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import QuantError
 from quant_core.proof.scenes import Case, Trial, make_trial
+from quant_core.slices import run
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,7 @@ def device_kernels(backend: KernelBackend) -> tuple[str, ...]:
 
 def prove(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> KernelVerdict:
     """Compile and check `kernel` on all cases. A kernel that cannot be compiled or launched has failed."""
-    slices = prove_slices(kernel, backend, cases)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as stop:
-            verdict: KernelVerdict = stop.value
-            return verdict
+    return run(prove_slices(kernel, backend, cases))
 
 
 def prove_slices(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Generator[None, None, KernelVerdict]:

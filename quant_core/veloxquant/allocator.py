@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,11 @@ from quant_core.codec.codec import LayerCodec
 from quant_core.codec.spec import NUM_CENTROIDS, WindowSpec
 from quant_core.codec.transform import DEAD_FRACTION
 from quant_core.errors import CodecError, SpecError
-from quant_core.slices import Clock, Progress
+from quant_core.slices import Clock, Progress, run
 from quant_core.veloxquant.codebook import Array, ProductCodebook, SmoothFactors, subspace_spec
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 OnProgress = Callable[[Progress], None]
 
 SAMPLE_LEN = 512
@@ -99,7 +98,7 @@ def train_codebook(
     for index, layer in samples.items():
         specs = [subspace_spec(d, num_subspaces or d // 16) for d in (layer.geometry.key_dim, layer.geometry.value_dim)]
         factors = np.asarray(smooth_factors[index], np.float32)
-        fitted[index] = _run(
+        fitted[index] = run(
             fit_layer(layer, specs[0], specs[1], "smooth_hadamard", seed, index, factors), lambda _: None
         ).codec
         if on_progress is not None:
@@ -131,7 +130,7 @@ def _windows(
 ) -> list[list[int]]:
     if texts is not None:
         return text_windows(tokenizer, texts, count, length)
-    return _run(builtin_windows(model, tokenizer, count, length, seed), tell or (lambda _: None))
+    return run(builtin_windows(model, tokenizer, count, length, seed), tell or (lambda _: None))
 
 
 def _samples(
@@ -143,7 +142,7 @@ def _samples(
         if tell is not None:
             tell(clock.at(done / total, f"reading calibration text: {done:,} of {total:,} tokens"))
 
-    return _run(collect(model, windows, _layers(model), WindowSpec(), seed, CHUNK_TOKENS), told)
+    return run(collect(model, windows, _layers(model), WindowSpec(), seed, CHUNK_TOKENS), told)
 
 
 def _smooth_factors(samples: LayerSamples) -> Array:
@@ -161,13 +160,3 @@ def _check_factors(index: int, geometry: LayerGeometry, factors: Mapping[int, Ar
         raise SpecError(
             f"smooth_factors of layer {index} must be {expected}, got {got}; calibrate them with this model first"
         )
-
-
-def _run(steps: Generator[Any, None, T], tell: Callable[[Any], None]) -> T:
-    """Run a generator to its end; returns what it returns."""
-    while True:
-        try:
-            tell(next(steps))
-        except StopIteration as stop:
-            value: T = stop.value
-            return value

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from quant_core.codec.spec import WindowSpec
+from quant_core.slices import Progress
+from server.calibration.options import JobOptions
 
 JobState = Literal["queued", "collecting", "fitting", "evaluating", "storing", "stored", "failed", "cancelled"]
-Transform = Literal["auto", "learned", "smooth_hadamard"]
-Allocation = Literal["uniform", "measured"]
-PresetName = Literal["default", "thorough"]
 
 TERMINAL: frozenset[JobState] = frozenset({"stored", "failed", "cancelled"})
 STATE_OF_PHASE: dict[str, JobState] = {
@@ -22,67 +19,6 @@ STATE_OF_PHASE: dict[str, JobState] = {
     "evaluate": "evaluating",
     "store": "storing",
 }
-
-
-class ProgressReport(Protocol):
-    """What a calibration says after each slice (`quant_core.calibrate.procedure.Progress`)."""
-
-    @property
-    def phase(self) -> str:
-        """Which part is running."""
-
-    @property
-    def fraction(self) -> float:
-        """0 to 1, of the whole job."""
-
-    @property
-    def detail(self) -> str:
-        """For people."""
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Estimated time left, None when unknown."""
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What to calibrate with. `texts` empty: the model's own continuations of built-in prompts.
-
-    `num_samples` and `sample_len` None: as the preset has them.
-    """
-
-    key_bits: int
-    value_bits: int
-    transform: Transform
-    seed: int
-    max_kl: float
-    texts: tuple[str, ...] = ()
-    builtin: bool = True
-    preset: PresetName = "default"
-    num_samples: int | None = None
-    sample_len: int | None = None
-    codebooks_per_head: int | None = None
-    allocation: Allocation = "uniform"
-    window: WindowSpec = field(default_factory=WindowSpec)
-    activate: bool = False
-
-    def to_wire(self) -> dict[str, Any]:
-        """The options without the texts, which may be megabytes."""
-        return {
-            "key_bits": self.key_bits,
-            "value_bits": self.value_bits,
-            "transform": self.transform,
-            "codebooks_per_head": self.codebooks_per_head,
-            "allocation": self.allocation,
-            "preset": self.preset,
-            "samples": self.num_samples,
-            "sample_len": self.sample_len,
-            "seed": self.seed,
-            "max_kl": self.max_kl,
-            "activate": self.activate,
-            "builtin": self.builtin,
-            "num_texts": len(self.texts),
-        }
 
 
 class Job:
@@ -115,7 +51,7 @@ class Job:
         self.started_at = time.time()
         self._set("collecting", "starting")
 
-    def advance(self, progress: ProgressReport) -> None:
+    def advance(self, progress: Progress) -> None:
         """Take over what a slice reported; a job that is over stays as it is."""
         if self.is_over:
             return

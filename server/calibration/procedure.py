@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from quant_core.calibrate.presets import preset
-from quant_core.calibrate.procedure import CalibrationOptions, CalibrationResult, Progress, calibrate
+from quant_core.calibrate.presets import sizes_of
+from quant_core.calibrate.procedure import CalibrationResult, calibrate
 from quant_core.calibrate.windows import builtin_windows, text_windows
 from quant_core.errors import CodecError
-from server.calibration.job import JobOptions
+from quant_core.slices import Progress, mapped
+from server.calibration.options import JobOptions
 
 T = TypeVar("T")
 Windows = list[list[int]]
@@ -32,24 +33,8 @@ def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slice
     share = BUILTIN_SHARE if options.builtin else 0.0
     windows = yield from _scaled(_windows(model, tokenizer, options), 0.0, share)
     fit, held_out = split_windows(windows)
-    slices = calibrate(model, fit, held_out, quant_options(options))
+    slices = calibrate(model, fit, held_out, options)
     return (yield from _scaled(slices, share, 1.0))
-
-
-def quant_options(options: JobOptions) -> CalibrationOptions:
-    """What quant_core needs to know."""
-    return CalibrationOptions(
-        key_bits=options.key_bits,
-        value_bits=options.value_bits,
-        transform=options.transform,
-        codebooks_per_head=options.codebooks_per_head,
-        window=options.window,
-        seed=options.seed,
-        max_kl=options.max_kl,
-        allocation=options.allocation,
-        gradient_tokens=preset(options.preset).gradient_tokens,
-        tuning_tokens=preset(options.preset).tuning_tokens,
-    )
 
 
 def split_windows(windows: Windows) -> tuple[Windows, Windows]:
@@ -69,24 +54,16 @@ def split_windows(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def _windows(model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progress, None, Windows]:
-    sizes = preset(options.preset)
-    num_samples = options.num_samples or sizes.num_samples
-    sample_len = options.sample_len or sizes.sample_len
+    sizes = sizes_of(options)
     windows: Windows = []
     if options.texts:
-        windows += text_windows(tokenizer, options.texts, num_samples, sample_len)
-    if options.builtin and len(windows) < num_samples:
-        missing = num_samples - len(windows)
-        windows += yield from builtin_windows(model, tokenizer, missing, sample_len, options.seed)
+        windows += text_windows(tokenizer, options.texts, sizes.num_samples, sizes.sample_len)
+    if options.builtin and len(windows) < sizes.num_samples:
+        missing = sizes.num_samples - len(windows)
+        windows += yield from builtin_windows(model, tokenizer, missing, sizes.sample_len, options.seed)
     return windows
 
 
 def _scaled(slices: Generator[Progress, None, T], start: float, end: float) -> Generator[Progress, None, T]:
     """The same slices, their fractions moved into [start, end]."""
-    while True:
-        try:
-            progress = next(slices)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        yield dataclasses.replace(progress, fraction=start + progress.fraction * (end - start))
+    return mapped(slices, lambda p: dataclasses.replace(p, fraction=start + p.fraction * (end - start)))

@@ -7,14 +7,15 @@ import logging
 import re
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant_core.cache.store import KVStore
 from quant_core.codec.codec import ModelCodec
 from quant_core.errors import ArtifactError, PoolError, QuantError
-from server.calibration.job import Job, JobOptions, ProgressReport
+from quant_core.slices import Progress, mapped
+from server.calibration.job import Job
+from server.calibration.options import JobOptions
 from server.engine.interface import Engine
 from server.errors import ConflictError, NotFoundError, NotReadyError, QueueFullError, ServerError
 
@@ -46,7 +47,7 @@ class CalibrationTarget:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArtifact:
     """What a finished job left."""
 
     artifact_id: str
@@ -57,22 +58,24 @@ class JobCancelled(Exception):
     """Raised inside a job's slices when its cancellation was asked for."""
 
 
-class CalibrationService:
-    """Queues jobs, runs them between decode steps, stores and activates artifacts. Event loop only."""
+class CalibrationQueue:
+    """Queues jobs, runs them between decode steps, stores and activates artifacts. Event loop only.
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore, procedure: Procedure) -> None:
+    Args:
+        target: done when the model is loaded, on whatever thread; jobs are accepted from then on.
+    """
+
+    def __init__(
+        self, engine: Engine, artifacts: ArtifactStore, procedure: Procedure, target: Future[CalibrationTarget]
+    ) -> None:
         self._engine = engine
         self._artifacts = artifacts
         self._procedure = procedure
-        self._target: CalibrationTarget | None = None
+        self._target = target
         self._jobs: dict[str, Job] = {}
         self._queue: asyncio.Queue[Job] = asyncio.Queue(MAX_QUEUED_JOBS)
-        self._running: tuple[Job, Future[Stored]] | None = None
+        self._running: tuple[Job, Future[StoredArtifact]] | None = None
         self._worker: asyncio.Task[None] | None = None
-
-    def bind(self, target: CalibrationTarget) -> None:
-        """The model is loaded; jobs are accepted from now on. Callable from any thread."""
-        self._target = target
 
     def start(self) -> None:
         """Begin working, on the running event loop."""
@@ -167,15 +170,14 @@ class CalibrationService:
 
     def _slices(
         self, job: Job, target: CalibrationTarget, loop: asyncio.AbstractEventLoop
-    ) -> Generator[ProgressReport, None, Stored]:
+    ) -> Generator[Progress, None, StoredArtifact]:
         """The job on the engine's thread: its slices, then the atomic store."""
-        with closing(self._procedure(target.model, target.tokenizer, job.options)) as slices:
-            result = yield from _watched(slices, job, loop)
+        result = yield from _watched(self._procedure(target.model, target.tokenizer, job.options), job, loop)
         if job.cancel_requested:
             raise JobCancelled
         loop.call_soon_threadsafe(job.note_storing)
         report = result.report.to_dict()
-        return Stored(self._artifacts.put(result.codec, report, target.fingerprint), report)
+        return StoredArtifact(self._artifacts.put(result.codec, report, target.fingerprint), report)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if isinstance(error, QuantError | ServerError):
@@ -186,7 +188,7 @@ class CalibrationService:
             job.fail(f"internal error: {type(error).__name__}; the server's log has the details")
             log.error("calibration %s failed", job.id, exc_info=error)
 
-    async def _finish(self, job: Job, stored: Stored) -> None:
+    async def _finish(self, job: Job, stored: StoredArtifact) -> None:
         job.store(stored.artifact_id, stored.report)
         log.info("calibration %s stored artifact %s", job.id, stored.artifact_id)
         if job.options.activate:
@@ -200,7 +202,7 @@ class CalibrationService:
     # Artifacts
 
     async def manifests(self) -> list[Manifest]:
-        """Stored artifacts of all models."""
+        """StoredArtifact artifacts of all models."""
         return await asyncio.to_thread(self._artifacts.list)
 
     async def manifest(self, artifact_id: str) -> Manifest:
@@ -260,21 +262,20 @@ class CalibrationService:
             raise ConflictError(str(error), code="artifact_unusable") from error
 
     def _loaded(self) -> CalibrationTarget:
-        if self._target is None:
+        if not self._target.done():
             raise NotReadyError("no model is loaded yet", retry_after_s=RETRY_AFTER_S)
-        return self._target
+        return self._target.result()
 
 
 def _watched(
-    slices: Generator[ProgressReport, None, Any], job: Job, loop: asyncio.AbstractEventLoop
-) -> Generator[ProgressReport, None, Any]:
+    slices: Generator[Progress, None, Any], job: Job, loop: asyncio.AbstractEventLoop
+) -> Generator[Progress, None, Any]:
     """The slices, each reported to the event loop, until the job's end or its cancellation."""
-    while True:
-        try:
-            progress = next(slices)
-        except StopIteration as stop:
-            return stop.value
+
+    def told(progress: Progress) -> Progress:
         if job.cancel_requested:
             raise JobCancelled
         loop.call_soon_threadsafe(job.advance, progress)
-        yield progress
+        return progress
+
+    return mapped(slices, told)

@@ -1,48 +1,26 @@
-"""The first start of a model: fit its codec by itself, raising the bits until the gate passes."""
+"""Calibrations that are not a server's jobs: the first start of a model, and `vecinfer calibrate --local`."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Generator
 from typing import Any
 
-from quant_core.artifact.store import ArtifactStore
-from quant_core.calibrate.procedure import CalibrationResult, Progress
+from quant_core.artifact.store import ArtifactStore, model_fingerprint
+from quant_core.calibrate.report import GateError
 from quant_core.codec.codec import ModelCodec
-from quant_core.codec.spec import LEGAL_BITS, WindowSpec
+from quant_core.codec.spec import LEGAL_BITS
 from quant_core.errors import CodecError
-from server.calibration.job import JobOptions
+from quant_core.slices import Progress, run
+from server.calibration.options import JobOptions, configured_options
 from server.calibration.procedure import calibration_slices
-from server.calibration.text_file import read_text_files
-from server.config import ServerConfig
-from server.model.loader import LoadedModel
+from server.calibration.text_file import CalibrationText, read_text_files
+from server.config import ServerConfig, user_data_dir
+from server.model.loader import LoadedModel, load
+from server.model.wheel import Report
 
 log = logging.getLogger(__name__)
-
-
-def job_options(config: ServerConfig, key_bits: int, value_bits: int, tokenizer: Any) -> JobOptions:
-    """The configured codec and text, at the given bits. Chats go through the tokenizer's template.
-
-    Raises:
-        ConfigError: calibration.text cannot be read.
-    """
-    kv, calibration = config.kv_cache, config.calibration
-    texts = () if calibration.text is None else read_text_files([calibration.text]).rendered(tokenizer)
-    return JobOptions(
-        key_bits=key_bits,
-        value_bits=value_bits,
-        transform=kv.transform,
-        seed=calibration.seed,
-        max_kl=calibration.max_kl,
-        texts=texts,
-        builtin=not texts,
-        preset=calibration.preset,
-        num_samples=calibration.num_samples,
-        sample_len=calibration.sample_len,
-        codebooks_per_head=kv.codebooks_per_head,
-        allocation=kv.allocation,
-        window=WindowSpec(kv.window, kv.num_sink_tokens, kv.bucket_len),
-    )
 
 
 def first_calibration(
@@ -52,25 +30,56 @@ def first_calibration(
 
     Raises:
         CodecError: no codec up to 4 bits passes, or the samples are unusable; the message names the remedy.
+        ConfigError: calibration.text cannot be read.
     """
-    kv = config.kv_cache
-    bits, refusals = (kv.key_bits, kv.value_bits), []
+    options, refusals = _options(config, CalibrationText(), loaded.tokenizer), list[str]()
     while True:
-        options = job_options(config, *bits, loaded.tokenizer)
         try:
-            result: CalibrationResult = yield from calibration_slices(loaded.model, loaded.tokenizer, options)
-        except CodecError as error:
-            if getattr(error, "report", None) is None:
-                raise
+            result = yield from calibration_slices(loaded.model, loaded.tokenizer, options)
+        except GateError as error:
             refusals.append(str(error))
             log.warning("%s", error)
-            if min(bits) == LEGAL_BITS[-1]:
+            if min(options.key_bits, options.value_bits) == LEGAL_BITS[-1]:
                 raise CodecError(_remedy(refusals)) from error
-            bits = (min(bits[0] + 1, LEGAL_BITS[-1]), min(bits[1] + 1, LEGAL_BITS[-1]))
+            key_bits, value_bits = (min(b + 1, LEGAL_BITS[-1]) for b in (options.key_bits, options.value_bits))
+            options = dataclasses.replace(options, key_bits=key_bits, value_bits=value_bits)
             continue
         artifact_id = artifacts.put(result.codec, result.report.to_dict(), fingerprint)
         artifacts.set_active(fingerprint, artifact_id)
         return artifacts.get(artifact_id, fingerprint)
+
+
+def calibrate_local(
+    config: ServerConfig, text: CalibrationText, activate: bool, report: Report
+) -> tuple[str, dict[str, Any]]:
+    """Fit and store a codec for `config.model` in this process and thread; returns its id and its evaluation report.
+
+    Args:
+        text: to fit on; empty: `calibration.text`, else the built-in prompts.
+        activate: servers of this data directory start with it from now on.
+
+    Raises:
+        ConfigError, ModelError, CodecError: with the remedy; nothing was stored.
+    """
+    data_dir = user_data_dir(config)
+    loaded = load(config.model.name, data_dir, report, trust_remote_code=config.model.trust_remote_code)
+    options = _options(config, text, loaded.tokenizer)
+    slices = calibration_slices(loaded.model, loaded.tokenizer, options)
+    result = run(slices, lambda p: report(p.detail, p.fraction))
+    artifacts, fingerprint = ArtifactStore(data_dir / "artifacts"), model_fingerprint(loaded.model)
+    loss = result.report.to_dict()
+    artifact_id = artifacts.put(result.codec, loss, fingerprint)
+    if activate:
+        artifacts.set_active(fingerprint, artifact_id)
+    return artifact_id, loss
+
+
+def _options(config: ServerConfig, text: CalibrationText, tokenizer: Any) -> JobOptions:
+    """As configured, to fit on `text`, else on calibration.text, else on the built-in prompts."""
+    texts = text.rendered(tokenizer)
+    if not texts and config.calibration.text is not None:
+        texts = read_text_files([config.calibration.text]).rendered(tokenizer)
+    return dataclasses.replace(configured_options(config), texts=texts, builtin=not texts)
 
 
 def _remedy(refusals: list[str]) -> str:

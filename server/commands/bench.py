@@ -172,7 +172,7 @@ def calibrate(
     Example: vecinfer bench calibrate --preset default
     """
     _prepare_device()
-    from quant_core.calibrate.presets import PresetName
+    from quant_core.calibrate.options import PresetName
     from server.measure import calibrate as bench
     from server.measure.random_model import SHAPES, random_model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,19 +29,15 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for; None: as the server or config.yaml has it."""
+class CalibrationCall:
+    """What was asked for.
+
+    Attributes:
+        options: by their names in CalibrationOptions; those not given are as the server or config.yaml has them.
+    """
 
     text: CalibrationText
-    preset: str | None
-    samples: int | None
-    sample_len: int | None
-    key_bits: int | None
-    value_bits: int | None
-    transform: str | None
-    allocation: str | None
-    seed: int | None
-    max_kl: float | None
+    options: Mapping[str, object]
     activate: bool
 
 
@@ -102,19 +98,18 @@ def calibrate(
     if not local and (model or config or data_dir):
         raise ConfigError("--model, --config and --data-dir need --local; a running server has its own model")
     given = read_text_files(text) if text else CalibrationText()
-    request = Request(
-        given,
-        preset,
-        samples,
-        sample_len,
-        key_bits or bits,
-        value_bits or bits,
-        transform,
-        allocation,
-        seed,
-        max_kl,
-        activate,
-    )
+    options = {
+        "preset": preset,
+        "num_samples": samples,
+        "sample_len": sample_len,
+        "key_bits": key_bits or bits,
+        "value_bits": value_bits or bits,
+        "transform": transform,
+        "allocation": allocation,
+        "seed": seed,
+        "max_kl": max_kl,
+    }
+    request = CalibrationCall(given, {k: v for k, v in options.items() if v is not None}, activate)
     errors = Console(stderr=True, soft_wrap=True)
     if local:
         outcome = _calibrate_here(request, config, model, data_dir, errors)
@@ -128,7 +123,7 @@ def calibrate(
     console.print(f"stored as {outcome.artifact_id}{', active' if outcome.active else ''}{outcome.remark}")
 
 
-def _calibrate_there(request: Request, url: str, key_file: Path | None, errors: Console) -> Outcome:
+def _calibrate_there(request: CalibrationCall, url: str, key_file: Path | None, errors: Console) -> Outcome:
     """A job of the running server, followed to its end.
 
     Raises:
@@ -179,23 +174,16 @@ def _settled(client: httpx.Client, path: str) -> dict[str, Any]:
     return job
 
 
-def _body(request: Request) -> dict[str, Any]:
-    """POST /admin/calibrations, without what is not given."""
-    body: dict[str, Any] = {
-        "text": list(request.text.texts) or None,
-        "messages": [list(c) for c in request.text.conversations] or None,
-        "preset": request.preset,
-        "samples": request.samples,
-        "sample_len": request.sample_len,
-        "key_bits": request.key_bits,
-        "value_bits": request.value_bits,
-        "transform": request.transform,
-        "allocation": request.allocation,
-        "seed": request.seed,
-        "max_kl": request.max_kl,
-        "activate": request.activate,
-    }
-    return {name: value for name, value in body.items() if value is not None}
+def _body(request: CalibrationCall) -> dict[str, Any]:
+    """Of POST /admin/calibrations."""
+    from server.calibration.options import WIRE_NAMES
+
+    body: dict[str, Any] = {WIRE_NAMES.get(name, name): value for name, value in request.options.items()}
+    if request.text.texts:
+        body["text"] = list(request.text.texts)
+    if request.text.conversations:
+        body["messages"] = [list(c) for c in request.text.conversations]
+    return {**body, "activate": request.activate}
 
 
 def _job_events(client: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
@@ -220,32 +208,19 @@ def _job_events(client: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _calibrate_here(
-    request: Request, config_file: Path | None, model: str | None, data_dir: Path | None, errors: Console
+    request: CalibrationCall, config_file: Path | None, model: str | None, data_dir: Path | None, errors: Console
 ) -> Outcome:
     """Load the model in this process, calibrate and store."""
     from server.model.device import prepare_device
 
     prepare_device(lambda line: errors.print(line, highlight=False, markup=False))
     from quant_core.calibrate.report import GateError
-    from server.calibration.local import calibrate_local  # imports MLX: seconds
+    from server.calibration.options import SETTINGS
+    from server.calibration.runs import calibrate_local  # imports MLX: seconds
     from server.config import load_config, override
 
-    config = override(
-        load_config(config_file),
-        {
-            "model.name": model,
-            "data_dir": data_dir,
-            "kv_cache.key_bits": request.key_bits,
-            "kv_cache.value_bits": request.value_bits,
-            "kv_cache.transform": request.transform,
-            "kv_cache.allocation": request.allocation,
-            "calibration.preset": request.preset,
-            "calibration.num_samples": request.samples,
-            "calibration.sample_len": request.sample_len,
-            "calibration.seed": request.seed,
-            "calibration.max_kl": request.max_kl,
-        },
-    )
+    changes = {SETTINGS[name]: value for name, value in request.options.items()}
+    config = override(load_config(config_file), {**changes, "model.name": model, "data_dir": data_dir})
     with report_progress(errors) as report:
         try:
             artifact_id, loss = calibrate_local(config, request.text, request.activate, report)

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from quant_core.calibrate.options import PresetName
 from quant_core.errors import SpecError
-from server.calibration.job import PresetName
 from server.errors import ConfigError
 from server.terminal.plots import require_matplotlib
 from server.terminal.progress import report_progress

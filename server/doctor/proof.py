@@ -15,7 +15,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -27,12 +27,10 @@ from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.codec import ModelCodec
 from quant_core.proof.scenes import Case, model_cases
 from quant_core.proof.selftest import KernelVerdict, device_kernels, log_fallbacks, prove_slices
-from quant_core.slices import Progress
+from quant_core.slices import Progress, always, mapped
 from server.doctor.machine import kernel_hash, this_machine
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 VERDICTS_FILE = "verdicts.json"
 MAX_ATTEMPTS = 2
@@ -109,24 +107,13 @@ def run_selftest(backend: CompositeBackend, cases: Sequence[Case], book: Verdict
         if book is not None and book.begin(kernel) > MAX_ATTEMPTS:
             found.append(_crashed(kernel))
         else:
-            found.append((yield from _reporting(prove_slices(kernel, backend, cases), progress)))
+            found.append((yield from mapped(prove_slices(kernel, backend, cases), always(progress))))
         if book is not None:
             book.end(kernel)
     verdict = Verdict(backend.device.name, tuple(found), tuple(c.label for c in cases), _now())
     if book is not None:
         book.write(verdict)
     return verdict
-
-
-def _reporting(slices: Generator[None, None, T], progress: Progress) -> Generator[Progress, None, T]:
-    """The same slices, each telling `progress`."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        yield progress
 
 
 def unproven(
@@ -143,16 +130,6 @@ def unproven(
 def _crashed(kernel: str) -> KernelVerdict:
     detail = f"the process ended {MAX_ATTEMPTS} times while it was tested; `vecinfer doctor` tries it again"
     return KernelVerdict(kernel, False, math.inf, 0.0, "", detail, 0, None)
-
-
-def finish(slices: Generator[Any, None, T]) -> T:
-    """Run a generator to its end and return its result."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
 
 
 def cases_for(model: Any, codec: ModelCodec) -> list[Case]:

@@ -23,6 +23,7 @@ from quant_core.codec.spec import MAX_DECODE_LEN, VQSpec, WindowSpec
 from quant_core.errors import ArtifactError
 from quant_core.proof.scenes import Case, random_layer_codec, standard_cases
 from quant_core.proof.selftest import KernelVerdict
+from quant_core.slices import run
 from server.config import ServerConfig, blas_environment, user_data_dir
 from server.doctor.machine import Machine, kernel_hash, this_machine
 from server.doctor.proof import VERDICTS_FILE, VerdictBook, cases_for, run_selftest, verdict_key
@@ -124,13 +125,7 @@ def examine(config: ServerConfig, with_model: bool, report: Report) -> Examinati
 def _tested(
     backend: CompositeBackend, cases: Sequence[Case], book: VerdictBook | None, report: Report
 ) -> list[KernelVerdict]:
-    slices = run_selftest(backend, cases, book)
-    while True:
-        try:
-            progress = next(slices)
-        except StopIteration as stop:
-            return list(stop.value.kernels)
-        report(progress.detail, progress.fraction)
+    return list(run(run_selftest(backend, cases, book), lambda p: report(p.detail, p.fraction)).kernels)
 
 
 def _joined(first: Sequence[KernelVerdict], second: Sequence[KernelVerdict]) -> list[KernelVerdict]:

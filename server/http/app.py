@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 
-from server.calibration.queue import CalibrationService
+from server.calibration.queue import CalibrationQueue
 from server.config import AccessKeys, ServerConfig
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key
@@ -33,7 +33,7 @@ def create_app(
     engine: Engine,
     *,
     keys: AccessKeys | None = None,
-    calibration: CalibrationService | None = None,
+    calibration: CalibrationQueue | None = None,
 ) -> FastAPI:
     """The application on an engine that may still be loading its model.
 

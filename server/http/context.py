@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from server.calibration.queue import CalibrationService
+from server.calibration.queue import CalibrationQueue
 from server.config import AccessKeys, ServerConfig
 from server.engine.interface import Engine
 from server.errors import NotFoundError, NotReadyError
@@ -26,7 +26,7 @@ class Services:
     keys: AccessKeys
     metrics: Metrics
     prompts: PromptBuilder
-    calibration: CalibrationService | None = None
+    calibration: CalibrationQueue | None = None
     started_at: float = field(default_factory=time.time)
 
     @property

@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.calibrate.presets import PresetName, preset
-from quant_core.calibrate.procedure import CalibrationOptions, calibrate
+from quant_core.calibrate.options import CalibrationOptions, PresetName
+from quant_core.calibrate.presets import preset
+from quant_core.calibrate.procedure import calibrate
 from server.measure.random_model import ModelShape
 
 # Windows compared with the exact cache in the end, as a server holds back a share of the preset's.
@@ -38,9 +39,7 @@ def bench_calibrate(model: Any, shape: ModelShape, name: PresetName, bits: int) 
     sizes = preset(name)
     rng = np.random.default_rng(0)
     windows = rng.integers(0, shape.vocab_size, (sizes.num_samples + NUM_HELD_OUT, sizes.sample_len)).tolist()
-    options = CalibrationOptions(
-        bits, bits, max_kl=1e9, gradient_tokens=sizes.gradient_tokens, tuning_tokens=sizes.tuning_tokens
-    )
+    options = CalibrationOptions(bits, bits, preset=name, max_kl=1e9)
     fit, held_out = windows[: sizes.num_samples], windows[sizes.num_samples :]
     mx.reset_peak_memory()
     phase, started = "collect", time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +15,22 @@ import mlx.core as mx
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.backends.choose import choose_backend
-from quant_core.calibrate.presets import Preset, PresetName, preset
+from quant_core.calibrate.options import PresetName
+from quant_core.calibrate.presets import Preset, preset
 from quant_core.calibrate.windows import builtin_windows, text_windows
 from quant_core.codec.spec import WindowSpec
-from quant_core.evaluation.methods import FITTED, base_name, make_methods
+from quant_core.evaluation.methods import base_name, make_methods
 from quant_core.evaluation.methods.base import FitText, Method
-from quant_core.evaluation.methods.stored import Stored
+from quant_core.evaluation.methods.packed import RECIPES
+from quant_core.evaluation.methods.stored import ArtifactMethod
 from quant_core.evaluation.retrieval import make_needle, retrieve
 from quant_core.evaluation.score import ScoreOptions, refusal, score
+from quant_core.slices import run
 from server.config import ServerConfig, user_data_dir
 from server.errors import ConfigError
 from server.model.loader import LoadedModel, load
+from server.model.wheel import Report
 
-Report = Callable[[str, float | None], None]
 T = TypeVar("T")
 
 
@@ -72,13 +75,7 @@ class EvaluationRequest:
     @property
     def sizes(self) -> Preset:
         """How much is fitted on."""
-        base = preset(self.preset)
-        return Preset(
-            self.fit_windows or base.num_samples,
-            self.fit_window_len or base.sample_len,
-            base.gradient_tokens if self.gradient_tokens is None else self.gradient_tokens,
-            base.tuning_tokens if self.tuning_tokens is None else self.tuning_tokens,
-        )
+        return preset(self.preset).but(self.fit_windows, self.fit_window_len, self.gradient_tokens, self.tuning_tokens)
 
     @property
     def window(self) -> WindowSpec:
@@ -98,7 +95,7 @@ def run_evaluation(request: EvaluationRequest, report: Report) -> dict[str, Any]
     loaded = load(request.model, folder, report)
     if request.artifact is not None:
         artifacts = ArtifactStore(folder / "artifacts")
-        methods.append(Stored(artifacts.get(request.artifact, model_fingerprint(loaded.model)), kernels))
+        methods.append(ArtifactMethod(artifacts.get(request.artifact, model_fingerprint(loaded.model)), kernels))
     scored = _scored_windows(request, loaded)
     started = time.monotonic()
     fit_windows, sizes = _fit_windows(request, loaded, report), request.sizes
@@ -132,8 +129,8 @@ def _score(
         return []
     total = sum(len(w) for windows in texts.values() for w in windows)
     options = ScoreOptions(request.chunk_tokens, request.decode_tokens)
-    run = score(loaded.model, methods, texts, request.window, options)
-    return [r.to_dict() for r in _drain(run, report, f"scoring {total:,} tokens with each method", total)]
+    work = score(loaded.model, methods, texts, request.window, options)
+    return [r.to_dict() for r in _drain(work, report, f"scoring {total:,} tokens with each method", total)]
 
 
 def _retrieve(
@@ -144,34 +141,23 @@ def _retrieve(
     lengths = _lengths(request.lengths, loaded.context_len)
     needles = [make_needle(loaded.tokenizer, n, d, request.seed) for n in lengths for d in request.depths]
     total = len(methods) * sum(len(n.prompt) for n in needles)
-    run = retrieve(loaded.model, methods, needles, request.chunk_tokens)
-    return [dataclasses.asdict(r) for r in _drain(run, report, "retrieving keys", total)]
+    work = retrieve(loaded.model, methods, needles, request.chunk_tokens)
+    return [dataclasses.asdict(r) for r in _drain(work, report, "retrieving keys", total)]
 
 
-def _drain(run: Generator[float, None, T], report: Report, line: str, total: float) -> T:
-    """Run to the end, reporting; returns what it returns."""
-    while True:
-        try:
-            report(line, next(run) / total)
-        except StopIteration as end:
-            value: T = end.value
-            return value
+def _drain(work: Generator[float, None, T], report: Report, line: str, total: float) -> T:
+    """What the work returns; its slices are reported as parts of `total`."""
+    return run(work, lambda done: report(line, done / total))
 
 
 def _fit_windows(request: EvaluationRequest, loaded: LoadedModel, report: Report) -> list[list[int]]:
     """Windows to fit on: of the given texts, else the built-in prompts continued by the model."""
-    if not any(base_name(m) in FITTED for m in request.methods):
+    if not any(base_name(m) in RECIPES for m in request.methods):
         return []
     sizes = request.sizes
     if not request.fit_texts:
-        run = builtin_windows(loaded.model, loaded.tokenizer, sizes.num_samples, sizes.sample_len, request.seed)
-        while True:
-            try:
-                progress = next(run)
-                report(progress.detail, progress.fraction)
-            except StopIteration as end:
-                built_in: list[list[int]] = end.value
-                return built_in
+        work = builtin_windows(loaded.model, loaded.tokenizer, sizes.num_samples, sizes.sample_len, request.seed)
+        return run(work, lambda p: report(p.detail, p.fraction))
     share = -(-sizes.num_samples // len(request.fit_texts))
     files = request.fit_texts
     return [w for p in files for w in text_windows(loaded.tokenizer, [_read(p)], share, sizes.sample_len)]

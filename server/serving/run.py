@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from functools import partial
 
 from rich.console import Console
 
 from quant_core.artifact.store import ArtifactStore
-from quant_core.calibrate.procedure import Progress
+from quant_core.slices import Progress, mapped
 from server.calibration.procedure import calibration_slices
-from server.calibration.queue import CalibrationService, CalibrationTarget
+from server.calibration.queue import CalibrationQueue, CalibrationTarget
 from server.config import LogConfig, ServerConfig, load_keys, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.http.app import create_app, http_server
 from server.model.wheel import Report
-from server.serving.startup import Assembly, check_device, start_up
+from server.serving.startup import StartedModel, check_device, start_up
 from server.terminal.log import setup_logging
 from server.terminal.progress import report_progress
 
@@ -33,29 +35,20 @@ def run(config: ServerConfig) -> None:
     check_device(config)
     keys = load_keys(config)
     artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
-    assembly = Assembly(config, artifacts)
     console = Console(stderr=True, soft_wrap=True)
-    calibration: CalibrationService | None = None
+    target: Future[CalibrationTarget] = Future()
 
     def startup() -> Generator[Progress, None, Loaded]:
         with report_progress(console) as report:
-            loaded = yield from _reported(start_up(assembly, report), report)
-        if calibration is not None and assembly.model is not None:
-            calibration.bind(
-                CalibrationTarget(
-                    assembly.model.model,
-                    assembly.model.tokenizer,
-                    assembly.fingerprint,
-                    assembly.make_store,
-                    assembly.unproven,
-                )
-            )
-        announce(banner(config, loaded, assembly), console, config.log)
-        return loaded
+            started = yield from mapped(start_up(config, artifacts, report), partial(_shown, report))
+        if started.target is not None:
+            target.set_result(started.target)
+        announce(banner(config, started), console, config.log)
+        return started.loaded
 
     engine = EngineLoop(config, startup)
-    if config.kv_cache.method == "vecinfer":
-        calibration = CalibrationService(engine, artifacts, calibration_slices)
+    packed = config.kv_cache.method == "vecinfer"
+    calibration = CalibrationQueue(engine, artifacts, calibration_slices, target) if packed else None
     server = http_server(create_app(config, engine, keys=keys, calibration=calibration), config)
     engine.start()
     try:
@@ -65,11 +58,11 @@ def run(config: ServerConfig) -> None:
         engine.shutdown()
 
 
-def banner(config: ServerConfig, loaded: Loaded, assembly: Assembly) -> list[str]:
+def banner(config: ServerConfig, started: StartedModel) -> list[str]:
     """What is served, how its cache is packed, and a curl to try."""
+    loaded = started.loaded
     url = f"http://{config.http.host}:{config.http.port}"
-    lines = [f"{loaded.model_id}, context {loaded.context_len:,} tokens, at {url}/v1"]
-    lines += assembly.summary
+    lines = [f"{loaded.model_id}, context {loaded.context_len:,} tokens, at {url}/v1", started.summary]
     if loaded.store is None:
         return [*lines, f"not ready: {loaded.detail}"]
     body = f'{{"model":"{loaded.model_id}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
@@ -87,14 +80,8 @@ def announce(lines: Iterable[str], console: Console, config: LogConfig) -> None:
             console.print(line, highlight=False, markup=False)
 
 
-def _reported(slices: Generator[Progress, None, Loaded], report: Report) -> Generator[Progress, None, Loaded]:
-    """The same slices, each shown on the terminal."""
-    while True:
-        try:
-            progress = next(slices)
-        except StopIteration as stop:
-            loaded: Loaded = stop.value
-            return loaded
-        plain = progress.phase in ("load", "selftest")
-        report(progress.detail if plain else f"calibrating: {progress.detail}", progress.fraction)
-        yield progress
+def _shown(report: Report, progress: Progress) -> Progress:
+    """The same progress, shown on the terminal."""
+    plain = progress.phase in ("load", "selftest")
+    report(progress.detail if plain else f"calibrating: {progress.detail}", progress.fraction)
+    return progress

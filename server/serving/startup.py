@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,13 +15,14 @@ import mlx.core as mx
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
 from quant_core.cache.plain_store import PlainStore
-from quant_core.calibrate.procedure import Progress
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import ArtifactError
+from quant_core.slices import Progress, run
+from server.calibration.queue import CalibrationTarget
 from server.calibration.runs import first_calibration
 from server.config import ServerConfig, user_data_dir
-from server.doctor.proof import finish, proven_backend, unproven
+from server.doctor.proof import proven_backend, unproven
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
 from server.memory.budget import SequenceCost, kv_budget, model_bytes
@@ -31,61 +32,69 @@ from server.model.wheel import Report
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Assembly:
-    """What start-up made and hot swaps need again. MLX thread only, but for `artifacts` and `fingerprint`."""
+@dataclass(frozen=True, eq=False)
+class StoreMaker:
+    """Makes the KV stores of one model in one plan of memory: at start-up, and for every hot swap. MLX thread only."""
 
     config: ServerConfig
-    artifacts: ArtifactStore
-    model: LoadedModel | None = None
-    fingerprint: str = ""
-    plan: MemoryPlan | None = None
-    summary: list[str] = field(default_factory=list)
+    model: Any
+    plan: MemoryPlan
 
     def make_store(self, codec: ModelCodec) -> PackedStore:
-        """A store for another artifact, in the same memory; its kernels are tested first if that was not done here."""
-        return finish(self.proven_store(codec))
+        """A store for another artifact; its kernels are tested first if that was not done on this machine."""
+        return run(self.proven_store(codec))
 
     def unproven(self, codec: ModelCodec) -> Generator[Progress, None, Any] | None:
         """The self-test that `make_store` would make in one go: run it first, in slices, while chats go on."""
-        assert self.model is not None  # hot swaps come after start-up
-        return unproven(self.config.kv_cache.backend, self.model.model, codec, user_data_dir(self.config))
+        return unproven(self.config.kv_cache.backend, self.model, codec, user_data_dir(self.config))
 
     def proven_store(self, codec: ModelCodec) -> Generator[Progress, None, PackedStore]:
         """A store whose kernels passed their self-test on this machine."""
-        assert self.model is not None and self.plan is not None  # hot swaps come after start-up
-        model, data_dir = self.model.model, user_data_dir(self.config)
-        backend = yield from proven_backend(self.config.kv_cache.backend, model, codec, data_dir)
-        return PackedStore(model, codec, self.plan, backend)
+        name, data_dir = self.config.kv_cache.backend, user_data_dir(self.config)
+        backend = yield from proven_backend(name, self.model, codec, data_dir)
+        return PackedStore(self.model, codec, self.plan, backend)
 
 
-def start_up(assembly: Assembly, report: Report) -> Generator[Progress, None, Loaded]:
+@dataclass(frozen=True, eq=False)
+class StartedModel:
+    """What start-up made.
+
+    Attributes:
+        loaded: for the engine.
+        summary: one line that says how the cache is held.
+        target: for calibrations and hot swaps; None where nothing is packed.
+    """
+
+    loaded: Loaded
+    summary: str
+    target: CalibrationTarget | None
+
+
+def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> Generator[Progress, None, StartedModel]:
     """Load the model and make its KV store, calibrating when there is no artifact yet.
 
     Args:
-        assembly: is filled in on the way.
         report: called with a line and the fraction done while the model is fetched and loaded.
 
     Raises:
         ConfigError, ArtifactError, CodecError: with the remedy.
     """
-    config = assembly.config
     yield Progress("load", 0.0, f"loading {config.model.name}", None)
-    loaded = load(config.model.name, user_data_dir(config), report, trust_remote_code=config.model.trust_remote_code)
-    assembly.model = loaded
-    context_len = min(config.model.context_len or loaded.context_len, loaded.context_len)
+    model = load(config.model.name, user_data_dir(config), report, trust_remote_code=config.model.trust_remote_code)
+    context_len = min(config.model.context_len or model.context_len, model.context_len)
+    name = config.model.served_name or model.model_id
     if config.kv_cache.method == "fp16":
-        store: Any = _plain_store(config, loaded, context_len)
-        assembly.summary.append("float16 KV cache of mlx-lm, not packed (kv_cache.method: fp16)")
-    else:
-        assembly.fingerprint = model_fingerprint(loaded.model)
-        codec = _stored_codec(assembly)
-        if codec is None:
-            codec = yield from first_calibration(config, loaded, assembly.artifacts, assembly.fingerprint)
-        assembly.plan = _plan(config, loaded, context_len, codec)
-        store = yield from assembly.proven_store(codec)
-        assembly.summary.append(describe(store, loaded.model))
-    return Loaded(loaded.model, loaded.tokenizer, config.model.served_name or loaded.model_id, context_len, store)
+        plain = Loaded(model.model, model.tokenizer, name, context_len, _plain_store(config, model, context_len))
+        return StartedModel(plain, "float16 KV cache of mlx-lm, not packed (kv_cache.method: fp16)", None)
+    fingerprint = model_fingerprint(model.model)
+    codec = _stored_codec(config, artifacts, fingerprint)
+    if codec is None:
+        codec = yield from first_calibration(config, model, artifacts, fingerprint)
+    maker = StoreMaker(config, model.model, _plan(config, model, context_len, codec))
+    store = yield from maker.proven_store(codec)
+    target = CalibrationTarget(model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven)
+    packed = Loaded(model.model, model.tokenizer, name, context_len, store)
+    return StartedModel(packed, describe(store, model.model), target)
 
 
 def describe(store: PackedStore, model: Any) -> str:
@@ -102,13 +111,12 @@ def describe(store: PackedStore, model: Any) -> str:
     )
 
 
-def _stored_codec(assembly: Assembly) -> ModelCodec | None:
-    config, artifacts = assembly.config, assembly.artifacts
-    wanted = config.kv_cache.artifact or artifacts.active(assembly.fingerprint)
+def _stored_codec(config: ServerConfig, artifacts: ArtifactStore, fingerprint: str) -> ModelCodec | None:
+    wanted = config.kv_cache.artifact or artifacts.active(fingerprint)
     if wanted is None:
         return None
     try:
-        return artifacts.get(wanted, assembly.fingerprint)
+        return artifacts.get(wanted, fingerprint)
     except ArtifactError as error:
         if config.kv_cache.artifact is not None or not config.calibration.auto:
             raise

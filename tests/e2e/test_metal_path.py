@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.codec.spec import WindowSpec
 from quant_core.proof.scenes import Case, model_cases
+from quant_core.slices import Progress
 from server.config import ServerConfig
 from server.doctor import proof as doctor
 from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
-from server.serving.startup import Assembly, check_device, start_up
+from server.engine.scheduler import Loaded
+from server.serving.startup import StartedModel, StoreMaker, check_device, start_up
 from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 from tests.msl_on_cpu import compiler, installed, last_results
@@ -45,27 +48,30 @@ def configuration(folder: Path, backend: str) -> ServerConfig:
     )  # fmt: skip
 
 
-def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], Assembly]:
+def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], StartedModel]:
     """Start the server's engine as `vecinfer serve` does and ask it one question; per token its log-probabilities."""
     assert config.data_dir is not None
     check_device(config)
-    assembly = Assembly(config, ArtifactStore(config.data_dir / "artifacts"))
-    ends: list[int] = []
-    loop = EngineLoop(config, lambda: start_up(assembly, lambda line, fraction: None), exit_process=ends.append)
+    artifacts, started, ends = ArtifactStore(config.data_dir / "artifacts"), list[StartedModel](), list[int]()
+
+    def startup() -> Generator[Progress, None, Loaded]:
+        started.append((yield from start_up(config, artifacts, lambda line, fraction: None)))
+        return started[0].loaded
+
+    loop = EngineLoop(config, startup, exit_process=ends.append)
     loop.start()
     try:
         wait_until(lambda: loop.status().state not in ("loading", "testing", "calibrating"), 50)
         assert loop.status().state == "ready", loop.status().detail
-        assert assembly.model is not None
         messages = [{"role": "user", "content": QUESTION}]
-        prompt = assembly.model.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        prompt = started[0].loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         assert len(prompt) > 4 * 64, "the answer is to read codes"
         sampling = SamplingParams(temperature=0.0, num_logprobs=2, allow_eos=False)
         got = ask(loop, GenerationRequest("chat", tuple(prompt), sampling, 6))
         assert got.finish.reason == "length" and ends == []
         proved = loop.status().kv
         assert proved is not None and all(layer.packed for layer in proved.layers)
-        return [entry for e in got.of(TokenEvent) for entry in e.logprobs], assembly
+        return [entry for e in got.of(TokenEvent) for entry in e.logprobs], started[0]
     finally:
         loop.shutdown(0)
 
@@ -84,9 +90,9 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     backends: list[Any] = []
-    make = Assembly.proven_store
+    make = StoreMaker.proven_store
 
-    def remembered(self: Assembly, codec: Any) -> Any:
+    def remembered(self: StoreMaker, codec: Any) -> Any:
         made = yield from make(self, codec)
         backends.append(made.backend)
         return made
@@ -94,14 +100,14 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     def few(*arguments: Any) -> list[Case]:
         return [replace(c, query_lens=(1,), row_lens=(0, 65, 130)) for c in model_cases(*arguments)]
 
-    monkeypatch.setattr(Assembly, "proven_store", remembered)
+    monkeypatch.setattr(StoreMaker, "proven_store", remembered)
     monkeypatch.setattr(doctor, "model_cases", few)  # all sizes are tests/kernels' business
     with installed():
-        got, assembly = answer(configuration(tmp_path, "metal"))
+        got, started = answer(configuration(tmp_path, "metal"))
         launches = {name: last_results(name)[0] for name in LAUNCHED}
     (backend,) = backends
     assert isinstance(backend, CompositeBackend) and isinstance(backend.device, MetalBackend)
-    assert backend.name == "metal" and "back end metal" in assembly.summary[0]
+    assert backend.name == "metal" and "back end metal" in started.summary
     (verdict,) = json.loads((tmp_path / "data" / "verdicts.json").read_text()).values()
     assert [k["passed"] for k in verdict["verdict"]["kernels"]] == [True] * 5
     # The last decode step read codes: the pages of the prompt, of one layer.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from quant_core.errors import ArtifactError
+from server.calibration.queue import CalibrationTarget
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,11 @@ class FakeArtifacts:
 
     def set_active(self, fingerprint: str, artifact_id: str) -> None:
         self.active_ids[fingerprint] = artifact_id
+
+
+def loaded_target(engine: Any, unproven: Any = None) -> Future[CalibrationTarget]:
+    """What the calibration queue waits for, of a model that is loaded; a store is its codec's id."""
+    target: Future[CalibrationTarget] = Future()
+    make_store: Any = str
+    target.set_result(CalibrationTarget("model", engine.tokenizer, "model-1", make_store, unproven))
+    return target

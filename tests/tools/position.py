@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,38 +24,30 @@ from quant_core.calibrate.layers import packable_layers
 from quant_core.calibrate.windows import text_windows
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import VQSpec, WindowSpec
+from quant_core.slices import run
 from server.config import ServerConfig, user_data_dir
 from server.model.device import prepare_device
 from server.model.loader import load
 
-T = TypeVar("T")
 Windows = list[list[int]]
 BITS, SLICE_TOKENS = 2, 512
-
-
-def _finish(work: Generator[Any, None, T]) -> T:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 def _fit(model: Any, windows: Windows, skipped: int) -> ModelCodec:
     """Fitted on the tokens of each window from `skipped` on."""
     window = WindowSpec()
     with mock.patch.object(collect, "SKIPPED_TOKENS", skipped):
-        samples = _finish(collect.collect(model, windows, packable_layers(model), window, 0, SLICE_TOKENS))
+        samples = run(collect.collect(model, windows, packable_layers(model), window, 0, SLICE_TOKENS))
     layers = {}
     for index, of in samples.items():
         keys, values = (VQSpec.for_bits(dim, BITS) for dim in (of.geometry.key_dim, of.geometry.value_dim))
-        layers[index] = _finish(fit_layer(of, keys, values, "learned", 0, index)).codec
+        layers[index] = run(fit_layer(of, keys, values, "learned", 0, index)).codec
     return ModelCodec("position", layers, window)
 
 
 def _losses(model: Any, codec: ModelCodec, windows: Windows) -> list[float]:
     """Mean KL in the four quarters of the windows."""
-    kl = [np.array(_finish(window_loss(model, codec, w, SLICE_TOKENS, None, 0)).losses.kl) for w in windows]
+    kl = [np.array(run(window_loss(model, codec, w, SLICE_TOKENS, None, 0)).losses.kl) for w in windows]
     return [float(np.mean([np.array_split(k, 4)[quarter].mean() for k in kl])) for quarter in range(4)]
 
 

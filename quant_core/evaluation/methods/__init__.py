@@ -8,28 +8,16 @@ from quant_core.backends.base import KernelBackend
 from quant_core.codec.spec import LEGAL_BITS
 from quant_core.errors import SpecError
 from quant_core.evaluation.methods.affine import Affine
-from quant_core.evaluation.methods.allocated import Allocated
-from quant_core.evaluation.methods.auto import Auto
 from quant_core.evaluation.methods.base import Method
 from quant_core.evaluation.methods.float16 import Float16
-from quant_core.evaluation.methods.learned import Learned
-from quant_core.evaluation.methods.packed import PackedMethod
-from quant_core.evaluation.methods.paper import Paper
-from quant_core.evaluation.methods.smooth_hadamard import SmoothHadamard
+from quant_core.evaluation.methods.packed import RECIPES, PackedMethod
 
 _FIXED: dict[str, Callable[[], Method]] = {
     "float16": Float16,
     "affine8": lambda: Affine(8),
     "affine4": lambda: Affine(4),
 }
-FITTED: dict[str, Callable[[int, int, int | None, KernelBackend | None], PackedMethod]] = {
-    "smooth_hadamard_blind": Paper,
-    "smooth_hadamard": SmoothHadamard,
-    "learned": Learned,
-    "auto": Auto,
-    "allocated": Allocated,
-}
-METHODS = (*_FIXED, *FITTED)
+METHODS = (*_FIXED, *RECIPES)
 
 
 def make_methods(
@@ -58,7 +46,7 @@ def make_methods(
         widths = [_whole_number(own_window, name)] if own_window else list(windows)
         if wrong := [b for pair in pairs for b in pair if b not in LEGAL_BITS]:
             raise SpecError(f"bits must be in {LEGAL_BITS}, got {wrong}")
-        fitted += [FITTED[base](k, v, w, backend) for k, v in pairs for w in widths]
+        fitted += [PackedMethod(base, k, v, w, backend) for k, v in pairs for w in widths]
     return fixed + fitted
 
 

@@ -12,6 +12,7 @@ from quant_core.calibrate.layers import LayerGeometry, packable_layers
 from quant_core.calibrate.presets import preset
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.spec import WindowSpec
+from quant_core.slices import mapped
 
 
 @dataclass(eq=False)
@@ -51,13 +52,8 @@ class FitText:
             backwards = preset("default").gradient_tokens if self.gradient_tokens is None else self.gradient_tokens
             if position_blind:  # the paper knows no gradients
                 backwards = 0
-            run = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens, backwards)
-            while True:
-                try:
-                    yield next(run) / total
-                except StopIteration as end:
-                    self._samples[position_blind] = end.value
-                    break
+            reading = collect(self.model, self.windows, layers, self.window, self.seed, self.slice_tokens, backwards)
+            self._samples[position_blind] = yield from mapped(reading, lambda done: done / total)
         return self._samples[position_blind]
 
 

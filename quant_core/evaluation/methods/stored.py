@@ -12,7 +12,7 @@ from quant_core.codec.codec import ModelCodec
 from quant_core.evaluation.methods.base import FitText
 
 
-class Stored:
+class ArtifactMethod:
     """Method `artifact`."""
 
     name = "artifact"

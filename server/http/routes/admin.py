@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.calibration.job import Job
-from server.calibration.queue import CalibrationService
+from server.calibration.queue import CalibrationQueue
 from server.errors import NotFoundError
 from server.http.body import read_json
 from server.http.context import Services, services
@@ -23,7 +23,7 @@ from server.model.prompts import render_chat
 router = APIRouter(prefix="/admin")
 
 
-def _calibration(parts: Services) -> CalibrationService:
+def _calibration(parts: Services) -> CalibrationQueue:
     if parts.calibration is None:
         raise NotFoundError("this server keeps float16 caches (kv_cache.method: fp16): there is nothing to calibrate")
     return parts.calibration

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from quant_core.codec.spec import WindowSpec
-from server.calibration.job import Allocation, JobOptions, PresetName, Transform
+from quant_core.calibrate.options import Allocation, PresetName, TransformName
+from server.calibration.options import SETTINGS, WIRE_NAMES, JobOptions, configured_options
 from server.config import ServerConfig
 from server.errors import BadRequestError
 from server.http.schemas.base import RequestBody, refused
@@ -48,7 +49,7 @@ class CalibrationBody(RequestBody):
     bits: Bits | None = None
     key_bits: Bits | None = None
     value_bits: Bits | None = None
-    transform: Transform | None = None
+    transform: TransformName | None = None
     allocation: Allocation | None = None
     codebooks_per_head: Annotated[int, Field(ge=1, le=4)] | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
@@ -70,27 +71,13 @@ class CalibrationBody(RequestBody):
 
     def options(self, config: ServerConfig, conversation_texts: tuple[str, ...]) -> JobOptions:
         """The job's options; what is not given comes from the configuration."""
+        given = {name: getattr(self, WIRE_NAMES.get(name, name)) for name in SETTINGS}
+        given["key_bits"], given["value_bits"] = self.key_bits or self.bits, self.value_bits or self.bits
         texts = (self.text or ()) + conversation_texts
-        given = {
-            "key_bits": self.key_bits or self.bits or config.kv_cache.key_bits,
-            "value_bits": self.value_bits or self.bits or config.kv_cache.value_bits,
-        }
-        return JobOptions(
-            **given,
-            transform=self.transform or config.kv_cache.transform,
-            seed=config.calibration.seed if self.seed is None else self.seed,
-            max_kl=self.max_kl or config.calibration.max_kl,
+        return dataclasses.replace(
+            configured_options(config),
+            **{name: value for name, value in given.items() if value is not None},
             texts=texts,
             builtin=not texts if self.builtin is None else self.builtin,
-            preset=self.preset or config.calibration.preset,
-            num_samples=self.samples or config.calibration.num_samples,
-            sample_len=self.sample_len or config.calibration.sample_len,
-            codebooks_per_head=self.codebooks_per_head or config.kv_cache.codebooks_per_head,
-            allocation=self.allocation or config.kv_cache.allocation,
-            window=WindowSpec(
-                window=config.kv_cache.window,
-                num_sink_tokens=config.kv_cache.num_sink_tokens,
-                bucket_len=config.kv_cache.bucket_len,
-            ),
             activate=self.activate,
         )

@@ -9,6 +9,7 @@ from quant_core.calibrate import kmeans_gpu, tables
 from quant_core.calibrate.kmeans import kmeans, nearest
 from quant_core.calibrate.kmeans_gpu import kmeans_many
 from quant_core.errors import CodecError
+from quant_core.slices import run
 
 
 def error(points: np.ndarray, centroids: np.ndarray) -> float:
@@ -82,7 +83,7 @@ def many(
     points: list[np.ndarray], num: int, seed: int = 0, weights: list[np.ndarray] | None = None
 ) -> list[np.ndarray]:
     rngs = [np.random.default_rng((seed, i)) for i in range(len(points))]
-    return tables.all_at_once(kmeans_many(points, num, rngs, weights))
+    return run(kmeans_many(points, num, rngs, weights))
 
 
 def test_several_tables_at_once_are_as_good_as_one_by_one() -> None:
@@ -127,7 +128,7 @@ def test_tables_of_different_sizes_come_back_in_order(monkeypatch: pytest.Monkey
         tables.TablePoints(normal_points(n, d) + 10 * i, None, np.random.default_rng(i))
         for i, (n, d) in enumerate(sizes)
     ]
-    found = tables.all_at_once(tables.fit_tables(wanted))
+    found = run(tables.fit_tables(wanted))
     for i, (of, table) in enumerate(zip(wanted, found, strict=True)):
         assert table.shape == (256, sizes[i][1])
         assert error(of.points, table) < 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,23 +10,17 @@ import numpy as np
 import pytest
 
 from quant_core.calibrate.layers import survey_layers
-from quant_core.calibrate.procedure import CalibrationOptions, GateError, Progress, calibrate
+from quant_core.calibrate.options import CalibrationOptions
+from quant_core.calibrate.procedure import calibrate
+from quant_core.calibrate.report import GateError
 from quant_core.calibrate.windows import builtin_prompts, builtin_windows, text_windows
 from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
+from quant_core.slices import Progress, run
 from tests.helpers.tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model, tiny_tokenizer
 
 T = TypeVar("T")
 LOOSE = CalibrationOptions(window=WindowSpec(window=16, bucket_len=128), max_kl=100.0)
-
-
-def finish(work: Generator[Any, None, T]) -> T:
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
 
 
 def random_windows(count: int, length: int, seed: int = 0) -> list[list[int]]:
@@ -35,9 +28,9 @@ def random_windows(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return [[int(t) for t in row] for row in rng.integers(3, VOCAB_SIZE, (count, length))]
 
 
-def run(model: Any, options: CalibrationOptions = LOOSE, **changes: Any) -> Any:
+def calibrated(model: Any, options: CalibrationOptions = LOOSE, **changes: Any) -> Any:
     fit, held_out = random_windows(3, 200), random_windows(1, 120, seed=9)
-    return finish(calibrate(model, changes.pop("fit", fit), changes.pop("held_out", held_out), options, **changes))
+    return run(calibrate(model, changes.pop("fit", fit), changes.pop("held_out", held_out), options, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +39,17 @@ def llama() -> Any:
 
 
 def test_the_same_seed_gives_the_same_artifact(llama: Any) -> None:
-    first, second = run(llama), run(llama)
+    first, second = calibrated(llama), calibrated(llama)
     assert first.codec.artifact_id == second.codec.artifact_id
     assert first.report == second.report
-    other = run(llama, CalibrationOptions(window=LOOSE.window, max_kl=100.0, seed=1))
+    other = calibrated(llama, CalibrationOptions(window=LOOSE.window, max_kl=100.0, seed=1))
     assert other.codec.artifact_id != first.codec.artifact_id
 
 
 def test_progress_rises_and_names_its_phases(llama: Any) -> None:
     work = calibrate(llama, random_windows(3, 200), random_windows(1, 120), LOOSE)
     seen: list[Progress] = []
-    with pytest.raises(StopIteration):
-        while True:
-            seen.append(next(work))
+    run(work, seen.append)
     assert [p.phase for p in seen] == sorted((p.phase for p in seen), key=["collect", "fit", "evaluate"].index)
     assert {p.phase for p in seen} >= {"collect", "evaluate"}
     fractions = [p.fraction for p in seen]
@@ -66,19 +57,13 @@ def test_progress_rises_and_names_its_phases(llama: Any) -> None:
 
 
 def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
-    plain = run(llama, fit=random_windows(12, 256))
+    plain = calibrated(llama, fit=random_windows(12, 256))
     options = CalibrationOptions(window=LOOSE.window, max_kl=100.0, tuning_tokens=12 * 256)
     work = calibrate(llama, random_windows(12, 256), random_windows(1, 120, seed=9), options)
-    details, fractions = [], []
-    try:
-        while True:
-            progress = next(work)
-            details.append(progress.detail)
-            fractions.append(progress.fraction)
-    except StopIteration as stop:
-        tuned = stop.value
-    assert fractions == sorted(fractions)
-    assert any("tuning" in d for d in details)
+    seen: list[Progress] = []
+    tuned = run(work, seen.append)
+    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
+    assert any("tuning" in p.detail for p in seen)
     told = tuned.codec.info["tuning"]
     assert told["tokens"] == 12 * 256
     assert 0 < told["last"] < 1.2 * told["first"]
@@ -88,13 +73,13 @@ def test_tuning_is_part_of_the_job_and_told_in_the_artifact(llama: Any) -> None:
 
 def test_the_gate_names_the_loss_and_the_limit(llama: Any) -> None:
     with pytest.raises(GateError, match=r"KL .* nats per token and the limit is 1e-09") as caught:
-        run(llama, CalibrationOptions(window=LOOSE.window, max_kl=1e-9))
+        calibrated(llama, CalibrationOptions(window=LOOSE.window, max_kl=1e-9))
     assert caught.value.report.kl_mean > 1e-9
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_gets_a_codec_that_runs(family: str) -> None:
-    result = run(build_tiny_model(family))
+    result = calibrated(build_tiny_model(family))
     assert 0 < result.report.kl_mean < 1
     assert result.report.num_layers_packed == len(result.codec.layers) > 0
 
@@ -110,7 +95,7 @@ def test_every_family_gets_a_codec_that_runs(family: str) -> None:
     ids=str,
 )
 def test_odd_geometries_get_a_codec(geometry: dict[str, Any]) -> None:
-    result = run(build_tiny_model("llama", **geometry))
+    result = calibrated(build_tiny_model("llama", **geometry))
     assert result.codec.layers[0].keys.spec.head_dim == geometry["head_dim"]
     assert (result.codec.layers[0].rotary is None) == ("rope_scaling" in geometry)
     assert result.report.kl_mean < 1
@@ -119,7 +104,7 @@ def test_odd_geometries_get_a_codec(geometry: dict[str, Any]) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_more_bits_lose_less_than_one(llama: Any, bits: int) -> None:
     options = CalibrationOptions(key_bits=bits, value_bits=bits, window=LOOSE.window, max_kl=100.0)
-    report = run(llama, options).report
+    report = calibrated(llama, options).report
     assert report.code_bits_per_channel == bits
     assert report.held_bits_per_channel > bits
 
@@ -140,7 +125,7 @@ def test_nan_activations_are_refused() -> None:
     model = build_tiny_model("llama")
     model.layers[1].self_attn.k_proj.weight = mx.full(model.layers[1].self_attn.k_proj.weight.shape, mx.nan)
     with pytest.raises(CodecError, match=r"layer 1.*NaN"):
-        run(model)
+        calibrated(model)
 
 
 def test_dead_channels_and_a_dead_head_still_give_a_codec() -> None:
@@ -149,7 +134,7 @@ def test_dead_channels_and_a_dead_head_still_give_a_codec() -> None:
         weight = np.array(projection.weight)
         weight[:70] = 0  # the first head, and 6 channels of the second
         projection.weight = mx.array(weight)
-    result = run(model)
+    result = calibrated(model)
     assert result.report.kl_mean < 1
     assert np.isfinite(np.array(result.codec.layers[0].keys.transform)).all()
 
@@ -164,12 +149,12 @@ def test_dead_channels_and_a_dead_head_still_give_a_codec() -> None:
 )
 def test_unusable_text_is_refused(llama: Any, windows: list[list[int]], says: str) -> None:
     with pytest.raises(CodecError, match=says):
-        run(llama, fit=windows)
+        calibrated(llama, fit=windows)
 
 
 def test_held_out_text_that_reads_no_code_is_refused(llama: Any) -> None:
     with pytest.raises(CodecError, match="evaluation needs a window"):
-        run(llama, held_out=random_windows(1, 40))
+        calibrated(llama, held_out=random_windows(1, 40))
 
 
 def test_closing_the_generator_cancels(llama: Any) -> None:
@@ -182,7 +167,7 @@ def test_closing_the_generator_cancels(llama: Any) -> None:
 
 def test_builtin_windows_have_the_asked_size_and_follow_the_seed(llama: Any, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tmp_path)
-    first, again, other = (finish(builtin_windows(llama, tokenizer, 2, 160, seed)) for seed in (0, 0, 1))
+    first, again, other = (run(builtin_windows(llama, tokenizer, 2, 160, seed)) for seed in (0, 0, 1))
     assert [len(w) for w in first] == [160, 160]
     assert first == again
     assert first != other

@@ -15,7 +15,7 @@ from quant_core.calibrate.collect import LayerSamples, capture_caches, collect
 from quant_core.calibrate.layers import packable_layers
 from quant_core.calibrate.sensitivity import NudgedCache, gradients, num_measured, token_weights
 from quant_core.codec.spec import VQSpec, WindowSpec
-from tests.helpers.generators import run
+from quant_core.slices import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
 WINDOW = WindowSpec(window=16, bucket_len=64)

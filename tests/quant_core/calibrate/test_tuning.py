@@ -19,7 +19,7 @@ from quant_core.calibrate.tuning import CodedCache, look_up, through_tables, tun
 from quant_core.codec.codec import LayerCodec, ModelCodec
 from quant_core.codec.spec import VQSpec, WindowSpec
 from quant_core.codec.table_grid import multiples
-from tests.helpers.generators import run
+from quant_core.slices import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
 WINDOW = WindowSpec(window=16, bucket_len=64)

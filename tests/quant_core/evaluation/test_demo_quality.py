@@ -11,8 +11,8 @@ from quant_core.codec.spec import WindowSpec
 from quant_core.evaluation.methods import make_methods
 from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.score import ScoreOptions, score
+from quant_core.slices import run
 from server.model.loader import load
-from tests.helpers.generators import run
 
 DOCS = Path(__file__).parents[3] / "docs"
 WINDOW = WindowSpec()

@@ -19,8 +19,8 @@ from quant_core.codec import space as code_space
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.rotary import Rotary, rotary_of
 from quant_core.codec.spec import VQSpec
+from quant_core.slices import run
 from server.model.loader import load
-from tests.helpers.generators import run
 
 DOCS = Path(__file__).parents[3] / "docs"
 NUM_TOKENS, BUCKET_LEN, SKIPPED, LAYER = 1024, 512, 4, 10

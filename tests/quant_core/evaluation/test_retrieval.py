@@ -10,6 +10,7 @@ import pytest
 from quant_core.errors import CodecError
 from quant_core.evaluation.methods import make_methods
 from quant_core.evaluation.retrieval import make_needle, retrieve
+from quant_core.slices import run
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
 
 
@@ -42,14 +43,7 @@ def test_a_prompt_too_short_for_its_question_is_refused(tokenizer: Any) -> None:
 def test_equal_caches_answer_alike(tokenizer: Any) -> None:
     model = build_tiny_model("llama")
     needles = [make_needle(tokenizer, n, 0.5, 0) for n in (400, 600)]
-    rows = retrieve(model, make_methods(["float16", "affine8"], []), needles, 128)
-    results = []
-    while True:
-        try:
-            next(rows)
-        except StopIteration as end:
-            results = end.value
-            break
+    results = run(retrieve(model, make_methods(["float16", "affine8"], []), needles, 128))
     assert [(r.method, r.num_tokens) for r in results] == [
         ("float16", 400),
         ("affine8", 400),

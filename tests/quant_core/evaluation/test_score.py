@@ -13,7 +13,7 @@ from quant_core.evaluation.methods.affine import HalfScaleCache
 from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.methods.packed import PackedMethod
 from quant_core.evaluation.score import Result, ScoreOptions, chunks, refusal, score
-from tests.helpers.generators import run
+from quant_core.slices import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
 WINDOW = WindowSpec(window=16, bucket_len=64)

@@ -19,16 +19,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from quant_core.artifact.store import ArtifactStore
-from quant_core.calibrate.procedure import GateError, Progress
-from quant_core.calibrate.report import EvaluationReport
+from quant_core.calibrate.report import EvaluationReport, GateError
+from quant_core.slices import Progress
 from server import cli
-from server.calibration.job import JobOptions
-from server.calibration.queue import CalibrationService, CalibrationTarget
+from server.calibration.options import JobOptions
+from server.calibration.queue import CalibrationQueue
 from server.calibration.text_file import read_text_files
 from server.config import AccessKeys, HTTPConfig, ServerConfig
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
-from tests.helpers.fake_artifacts import FakeArtifacts
+from tests.helpers.fake_artifacts import FakeArtifacts, loaded_target
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
 from tests.server.http.conftest import eventually
@@ -110,8 +110,7 @@ class Fitted:
 @contextmanager
 def running(fitting: Fitting, keys: AccessKeys | None = None) -> Iterator[tuple[str, FakeEngine]]:
     engine, artifacts = FakeEngine(), FakeArtifacts()
-    service = CalibrationService(engine, artifacts, fitting)  # type: ignore[arg-type]
-    service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec))  # type: ignore
+    service = CalibrationQueue(engine, artifacts, fitting, loaded_target(engine))  # type: ignore[arg-type]
     config = ServerConfig(http=HTTPConfig(port=0))
     server = http_server(create_app(config, engine, keys=keys, calibration=service), config)
     thread = threading.Thread(target=server.run, daemon=True)

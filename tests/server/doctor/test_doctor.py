@@ -19,11 +19,12 @@ from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.errors import KernelError
 from quant_core.proof.scenes import Case
+from quant_core.slices import run
 from server import cli
 from server.doctor import machine
 from server.doctor import proof as doctor
 from server.doctor import report as examination
-from server.doctor.proof import VerdictBook, finish, proven_backend, verdict_for
+from server.doctor.proof import VerdictBook, proven_backend, verdict_for
 from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 
@@ -86,22 +87,22 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_reference_needs_no_proof(tmp_path: Path) -> None:
-    assert finish(proven_backend("reference", MODEL, CODEC, tmp_path)).name == "reference"
+    assert run(proven_backend("reference", MODEL, CODEC, tmp_path)).name == "reference"
     assert not list(tmp_path.iterdir())
 
 
 def test_the_test_is_made_once_and_remembered(gpu: type[Device], tmp_path: Path) -> None:
-    first = finish(verdict_for("auto", MODEL, CODEC, tmp_path / "data"))
+    first = run(verdict_for("auto", MODEL, CODEC, tmp_path / "data"))
     tested = gpu.num_encodes
     assert tested > 0 and first.fallbacks == ()
-    assert finish(verdict_for("metal", MODEL, CODEC, tmp_path / "data")) == first
+    assert run(verdict_for("metal", MODEL, CODEC, tmp_path / "data")) == first
     assert gpu.num_encodes == tested
 
 
 def test_another_geometry_version_or_kernel_is_tested_anew(
     gpu: type[Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish(verdict_for("auto", MODEL, CODEC, tmp_path))
+    run(verdict_for("auto", MODEL, CODEC, tmp_path))
     for change in ("bits", "machine", "kernels"):
         tested = gpu.num_encodes
         if change == "machine":
@@ -109,7 +110,7 @@ def test_another_geometry_version_or_kernel_is_tested_anew(
             monkeypatch.setattr(doctor, "this_machine", lambda facts=later: facts)
         if change == "kernels":
             monkeypatch.setattr(doctor, "kernel_hash", lambda: "another")
-        finish(verdict_for("auto", MODEL, random_codec(2, 2, 64, value_bits=4 if change == "bits" else 2), tmp_path))
+        run(verdict_for("auto", MODEL, random_codec(2, 2, 64, value_bits=4 if change == "bits" else 2), tmp_path))
         assert gpu.num_encodes > tested, change
     assert len(json.loads((tmp_path / "verdicts.json").read_text())) == 4
 
@@ -121,7 +122,7 @@ def test_a_wrong_kernel_is_replaced_and_said(
     for _ in range(2):  # tested, then remembered
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            backend = finish(proven_backend("auto", MODEL, CODEC, tmp_path))
+            backend = run(proven_backend("auto", MODEL, CODEC, tmp_path))
         assert backend.name == "metal (not used: vq_reconstruct)"
         (record,) = caplog.records
         for part in ("vq_reconstruct failed", "D64 Hkv2 gqa2", "error 1.0", "the reference back end"):
@@ -132,9 +133,9 @@ def test_a_kernel_that_ends_the_process_twice_is_not_tried_again(gpu: type[Devic
     key = doctor.verdict_key("metal", doctor.cases_for(MODEL, CODEC))
     for attempt in (1, 2):
         assert VerdictBook(tmp_path / "verdicts.json", key).begin("vq_encode") == attempt
-    verdict = finish(verdict_for("auto", MODEL, CODEC, tmp_path))
+    verdict = run(verdict_for("auto", MODEL, CODEC, tmp_path))
     assert verdict.fallbacks == ("vq_encode",) and gpu.num_encodes == 0
-    assert finish(verdict_for("auto", MODEL, CODEC, tmp_path)) == verdict
+    assert run(verdict_for("auto", MODEL, CODEC, tmp_path)) == verdict
 
 
 def test_a_test_that_was_broken_off_once_is_made_again(gpu: type[Device], tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_test_that_was_broken_off_once_is_made_again(gpu: type[Device], tmp_pa
     assert "vq_append (1 of 5)" in next(slices).detail
     assert "vq_encode (2 of 5)" in next(p.detail for p in slices if "append" not in p.detail)
     slices.close()
-    assert finish(verdict_for("auto", MODEL, CODEC, tmp_path)).fallbacks == ()
+    assert run(verdict_for("auto", MODEL, CODEC, tmp_path)).fallbacks == ()
 
 
 def test_a_hot_swap_is_told_what_is_still_to_be_tested(gpu: type[Device], tmp_path: Path) -> None:
@@ -157,8 +158,8 @@ def test_a_hot_swap_is_told_what_is_still_to_be_tested(gpu: type[Device], tmp_pa
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"k": 3}', "\xff"])
 def test_a_damaged_file_only_costs_the_test(content: str, gpu: type[Device], tmp_path: Path) -> None:
     (tmp_path / "verdicts.json").write_bytes(content.encode("latin-1"))
-    assert finish(verdict_for("auto", MODEL, CODEC, tmp_path)).fallbacks == ()
-    assert finish(verdict_for("auto", MODEL, CODEC, tmp_path)).kernels
+    assert run(verdict_for("auto", MODEL, CODEC, tmp_path)).fallbacks == ()
+    assert run(verdict_for("auto", MODEL, CODEC, tmp_path)).kernels
 
 
 def test_dtype_is_that_of_most_parameters() -> None:
@@ -166,12 +167,12 @@ def test_dtype_is_that_of_most_parameters() -> None:
     assert [c.dtype for c in doctor.cases_for(MODEL, CODEC)] == [mx.float32]
 
 
-def run(*arguments: str) -> Any:
+def doctor_command(*arguments: str) -> Any:
     return CliRunner().invoke(cli.build_app(), ["doctor", *arguments])
 
 
 def test_doctor_on_a_cpu_says_that_nothing_was_proved() -> None:
-    result = run("--backend", "reference")
+    result = doctor_command("--backend", "reference")
     assert result.exit_code == 0, result.output
     for part in ("chip", "MLX 0.", "reference", "BLAS", "neither passed nor failed"):
         assert part in " ".join(result.stdout.split())
@@ -179,7 +180,7 @@ def test_doctor_on_a_cpu_says_that_nothing_was_proved() -> None:
 
 def test_doctor_measures_a_model(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "tiny", "gemma3_text")
-    result = run("--model", str(folder), "--data-dir", str(tmp_path / "data"), "--json")
+    result = doctor_command("--model", str(folder), "--data-dir", str(tmp_path / "data"), "--json")
     assert result.exit_code == 0, result.output
     model = json.loads(result.stdout)["model"]
     assert (model["packed_layers"], model["num_layers"]) == (2, 6)
@@ -190,11 +191,11 @@ def test_doctor_measures_a_model(tmp_path: Path) -> None:
 def test_doctor_fails_with_a_kernel_and_renews_the_memory(gpu: type[Device], tmp_path: Path) -> None:
     folder, data = write_tiny_model(tmp_path / "tiny", "llama"), tmp_path / "data"
     gpu.wrong = True
-    failed = run("--model", str(folder), "--data-dir", str(data))
+    failed = doctor_command("--model", str(folder), "--data-dir", str(data))
     assert failed.exit_code == 1
     assert "1 kernel(s) failed: vq_reconstruct" in " ".join(failed.stdout.split())
     gpu.wrong = False
-    passed = run("--model", str(folder), "--data-dir", str(data), "--json")
+    passed = doctor_command("--model", str(folder), "--data-dir", str(data), "--json")
     assert passed.exit_code == 0, passed.output
     assert [k["passed"] for k in json.loads(passed.stdout)["kernels"]] == [True] * 5
     (entry,) = json.loads((data / "verdicts.json").read_text()).values()
@@ -206,7 +207,7 @@ def test_json_has_no_infinity(gpu: type[Device], monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(Device, "vq_append", refuse)
-    result = run("--json")
+    result = doctor_command("--json")
     assert result.exit_code == 1
     append = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))["kernels"][0]
     assert (append["passed"], append["error"]) == (False, None) and "no such instruction" in append["detail"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,11 @@ import httpx
 import pytest
 
 from quant_core.errors import CodecError
-from server.calibration.job import JobOptions
-from server.calibration.queue import CalibrationService, CalibrationTarget
+from server.calibration.options import JobOptions
+from server.calibration.queue import CalibrationQueue, CalibrationTarget
 from server.config import ServerConfig
 from server.http.app import create_app
-from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest
+from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, loaded_target
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import USER
 from tests.server.http.test_errors import error_of
@@ -89,7 +90,7 @@ class Setting:
     engine: FakeEngine
     procedure: Procedure
     artifacts: FakeArtifacts
-    service: CalibrationService
+    service: CalibrationQueue
 
     async def start(self, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post(URL, json=fields)
@@ -112,14 +113,12 @@ class Setting:
 
 
 @asynccontextmanager
-async def admin(engine: FakeEngine, *, bind: bool = True) -> AsyncIterator[Setting]:
+async def admin(engine: FakeEngine, target: Future[CalibrationTarget] | None = None) -> AsyncIterator[Setting]:
     procedure, artifacts = Procedure(), FakeArtifacts()
     artifacts.stored["art-old"] = FakeManifest("art-old", "model-1", {"kl_mean": 0.03})
     artifacts.stored["art-foreign"] = FakeManifest("art-foreign", "model-2", {})
     artifacts.stored["art-a"] = FakeManifest("art-a", "model-1", {})
-    service = CalibrationService(engine, artifacts, procedure)
-    if bind:
-        service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec))  # type: ignore
+    service = CalibrationQueue(engine, artifacts, procedure, target or loaded_target(engine))
     app = create_app(ServerConfig(), engine, calibration=service)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
@@ -296,8 +295,7 @@ async def test_a_new_geometry_is_proved_in_slices_before_it_is_activated(engine:
 
         return slices() if codec == "art-old" else None
 
-    async with admin(engine) as s:
-        s.service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec, unproven))  # type: ignore
+    async with admin(engine, loaded_target(engine, unproven)) as s:
         assert (await s.client.post("/admin/artifacts/art-old/activate")).json()["active"] is True
         assert events == ["vq_append, 0 active", "vq_attention, 0 active"] and engine.activated == ["art-old"]
         error_of(await s.client.post("/admin/artifacts/art-foreign/activate"), 409)
@@ -337,7 +335,7 @@ async def test_wrong_fields_are_named(engine: FakeEngine, fields: dict[str, Any]
 
 
 async def test_before_the_model_is_loaded(engine: FakeEngine) -> None:
-    async with admin(engine, bind=False) as s:
+    async with admin(engine, Future()) as s:
         error_of(await s.client.post(URL, json={"messages": USER}), 503)
         error_of(await s.client.post("/admin/artifacts/art-old/activate"), 503)
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.calibration.queue import CalibrationService, CalibrationTarget
+from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
-from tests.helpers.fake_artifacts import FakeArtifacts
+from tests.helpers.fake_artifacts import FakeArtifacts, loaded_target
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import USER
 from tests.server.http.test_calibration import Procedure
@@ -83,8 +83,7 @@ def client(runner: asyncio.Runner) -> Iterator[httpx.AsyncClient]:
     engine = FakeEngine(Script(pieces=("a", "b")))
     procedure = Procedure()
     procedure.gate.set()
-    service = CalibrationService(engine, FakeArtifacts(), procedure)
-    service.bind(CalibrationTarget("model", engine.tokenizer, "model-1", lambda codec: codec))  # type: ignore
+    service = CalibrationQueue(engine, FakeArtifacts(), procedure, loaded_target(engine))
     app = create_app(ServerConfig(), engine, calibration=service)
     lifespan = app.router.lifespan_context(app)
     runner.run(lifespan.__aenter__())

@@ -19,8 +19,8 @@ from quant_core.backends import base
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.cache.packed_store import PackedStore
 from quant_core.codec.codec import VectorCodec
+from server.calibration.options import configured_options
 from server.calibration.procedure import calibration_slices
-from server.calibration.runs import job_options
 from server.engine.request import SamplingParams
 from tests.tools.acceptance.served import Answer, Served
 
@@ -256,10 +256,10 @@ def engine_throughput(server: Served) -> Result:
 
 def calibration_beside_chats(server: Served) -> Result:
     """A calibration runs beside a chat, which keeps at least half its tokens/s."""
-    config, num_tokens = server.assembly.config, 120
+    config, num_tokens = server.config, 120
     prompt = server.text_tokens(40, 5_000)
     alone = _tokens_per_s(server.answer([9, *prompt], num_tokens))
-    options = job_options(config, config.kv_cache.key_bits, config.kv_cache.value_bits, server.tokenizer)
+    options = configured_options(config)
     phases: set[str] = set()
 
     def slices() -> Generator[Any, None, None]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from quant_core.artifact.store import ArtifactStore
 from quant_core.cache.packed_store import PackedStore
+from quant_core.slices import Progress
 from server.config import ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.request import ErrorEvent, FinishEvent, GenerationRequest, SamplingParams, TokenEvent
-from server.serving.startup import Assembly, start_up
+from server.engine.scheduler import Loaded
+from server.serving.startup import StartedModel, start_up
 
 GREEDY = SamplingParams(temperature=0.0, num_logprobs=2, allow_eos=False)
 
@@ -35,13 +37,13 @@ class Served:
     """The engine and what stands behind it."""
 
     engine: EngineLoop
-    assembly: Assembly
+    config: ServerConfig
+    started: StartedModel
 
     @property
     def model(self) -> Any:
         """The mlx-lm model."""
-        assert self.assembly.model is not None
-        return self.assembly.model.model
+        return self.started.loaded.model
 
     @property
     def tokenizer(self) -> Any:
@@ -117,15 +119,20 @@ class Served:
 @contextmanager
 def served(config: ServerConfig) -> Iterator[Served]:
     """The engine of `vecinfer serve`, without HTTP."""
-    assembly = Assembly(config, ArtifactStore(user_data_dir(config) / "artifacts"))
-    engine = EngineLoop(config, lambda: start_up(assembly, lambda line, fraction: None))
+    artifacts, started = ArtifactStore(user_data_dir(config) / "artifacts"), list[StartedModel]()
+
+    def startup() -> Generator[Progress, None, Loaded]:
+        started.append((yield from start_up(config, artifacts, lambda line, fraction: None)))
+        return started[0].loaded
+
+    engine = EngineLoop(config, startup)
     engine.start()
     try:
         while (status := engine.status()).state in ("loading", "testing", "calibrating"):
             time.sleep(0.2)
         if status.state != "ready":
             raise RuntimeError(f"the engine is {status.state}: {status.detail}")
-        print("\n".join(assembly.summary), flush=True)
-        yield Served(engine, assembly)
+        print(started[0].summary, flush=True)
+        yield Served(engine, config, started[0])
     finally:
         engine.shutdown(0)

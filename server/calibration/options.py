@@ -1,0 +1,54 @@
+"""What a calibration job may be told, and where the configuration has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from quant_core.calibrate.options import CalibrationOptions
+from quant_core.codec.spec import WindowSpec
+from server.config import ServerConfig
+
+# Options that a request or a command line may give, and the setting each of them otherwise comes from.
+SETTINGS = {
+    "key_bits": "kv_cache.key_bits",
+    "value_bits": "kv_cache.value_bits",
+    "transform": "kv_cache.transform",
+    "codebooks_per_head": "kv_cache.codebooks_per_head",
+    "allocation": "kv_cache.allocation",
+    "preset": "calibration.preset",
+    "num_samples": "calibration.num_samples",
+    "sample_len": "calibration.sample_len",
+    "seed": "calibration.seed",
+    "max_kl": "calibration.max_kl",
+}
+# One of them has another name in JSON.
+WIRE_NAMES = {"num_samples": "samples"}
+
+
+@dataclass(frozen=True)
+class JobOptions(CalibrationOptions):
+    """How to calibrate, on what, and whether the result is used at once.
+
+    Attributes:
+        texts: to fit on.
+        builtin: fit on the model's own continuations of built-in prompts too, where the texts are short.
+        activate: new conversations use the codec as soon as it is stored.
+    """
+
+    texts: tuple[str, ...] = ()
+    builtin: bool = True
+    activate: bool = False
+
+    def to_wire(self) -> dict[str, Any]:
+        """The options without the texts, which may be megabytes."""
+        options = {WIRE_NAMES.get(name, name): getattr(self, name) for name in SETTINGS}
+        return {**options, "activate": self.activate, "builtin": self.builtin, "num_texts": len(self.texts)}
+
+
+def configured_options(config: ServerConfig) -> JobOptions:
+    """The options as config.yaml has them, without its text."""
+    kv = config.kv_cache
+    options = {name: attrgetter(setting)(config) for name, setting in SETTINGS.items()}
+    return JobOptions(**options, window=WindowSpec(kv.window, kv.num_sink_tokens, kv.bucket_len))
