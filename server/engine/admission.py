@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from quant_core.cache.store import KVStore, Reservation, Snapshot
@@ -132,7 +133,8 @@ def check_request(request: GenerationRequest, limits: Limits, store: KVStore) ->
     num_prompt = len(request.prompt)
     if num_prompt == 0:
         raise BadRequestError("the prompt is empty; it must have at least one token", param="prompt")
-    if request.max_tokens < 1 or request.n < 1:
+    least = 1 if request.sampling.prompt_logprobs is None else 0
+    if request.max_tokens < least or request.n < 1:
         raise BadRequestError("max_tokens and n must be at least 1", param="max_tokens")
     if request.n > limits.max_num_seqs:
         raise BadRequestError(
@@ -156,12 +158,15 @@ def check_request(request: GenerationRequest, limits: Limits, store: KVStore) ->
 
 
 def _check_ids(request: GenerationRequest, vocab_size: int) -> None:
-    wrong = next((t for t in request.prompt if not 0 <= t < vocab_size), None)
-    if wrong is not None:
-        raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param="prompt")
-    wrong = next((t for t in request.sampling.logit_bias if not 0 <= t < vocab_size), None)
-    if wrong is not None:
-        raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param="logit_bias")
+    given: dict[str, Iterable[int]] = {
+        "prompt": request.prompt,
+        "logit_bias": request.sampling.logit_bias,
+        "stop_token_ids": request.stop_token_ids,
+    }
+    for param, ids in given.items():
+        wrong = next((t for t in ids if not 0 <= t < vocab_size), None)
+        if wrong is not None:
+            raise BadRequestError(f"token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})", param=param)
 
 
 def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -> Admission | None:
@@ -169,7 +174,9 @@ def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -
 
     The prompt is reserved once: the other choices fork from the first at its end.
     """
-    snapshot = prefixes.find(store.artifact_id, request.prompt)
+    # A prompt is scored by reading all of it.
+    scores = request.sampling.prompt_logprobs is not None
+    snapshot = None if scores else prefixes.find(store.artifact_id, request.prompt)
     while True:
         reservations = _reserve_rows(request, store, snapshot)
         if reservations is not None:

@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.sample_utils import greedy_sampler
 
 from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
+from server.engine.answer_text import AnswerText
 from server.engine.detokenizer import Vocabulary
 from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
-from server.engine.request import PromptEvent
+from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
+from server.engine.request import ErrorEvent, PromptEvent
 from server.engine.rows import RunningChoice, RunningRequest
 from server.engine.sampler import make_processors, make_sampler
 from server.engine.step_input import StepInput
 
 log = logging.getLogger(__name__)
 
+# Called with a request that has ended, and the terminal event if it was not sent yet.
+OnEnd = Callable[[RunningRequest, ErrorEvent | None], None]
 # Prompts read side by side; more would make their chunks too small.
 MAX_PREFILL_ROWS = 8
 
@@ -65,7 +69,7 @@ class Batch:
         self.store = store
         self.rows: dict[int, RunningChoice] = {}
         self.proof: tuple[LayerProof, ...] | None = None
-        self._model = model
+        self._model = ScoringModel(model)
         self._vocabulary = vocabulary
         self._eos_ids = eos_ids
         self._prefixes = prefixes
@@ -86,7 +90,7 @@ class Batch:
     @property
     def tokens_held(self) -> int:
         """Tokens of the running conversations; a forked prompt counts once per row."""
-        return sum(row.running.num_read + row.choice.num_tokens for row in self.rows.values())
+        return sum(row.running.num_read + row.text.num_tokens for row in self.rows.values())
 
     def live_caches(self) -> list[Caches]:
         """The live batch caches."""
@@ -100,7 +104,8 @@ class Batch:
     def start(self, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
         running = RunningRequest.start(ticket, admission, given)
-        num_ready = running.request.n if len(running.segments) == 1 else 1
+        request = running.request
+        num_ready = request.n if len(running.segments) == 1 and request.max_tokens > 0 else 1
         with mx.stream(self._generator.stream):
             for index in range(num_ready):
                 caches = self.store.new_row(admission.reservations[index], admission.snapshot)
@@ -108,10 +113,10 @@ class Batch:
         running.put(self._prompt_event(running))
         return running
 
-    def step(self, prefill_tokens: int, on_end: Callable[[RunningRequest], None]) -> StepWork:
+    def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:
         """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
         g = self._generator
-        g.prefill_step_size = prefill_tokens
+        g.prefill_step_size = min(prefill_tokens, MAX_SCORED_TOKENS) if self._model.scores else prefill_tokens
         with mx.stream(g.stream):
             prompts, answers = g.next()
             self._prove()
@@ -121,7 +126,7 @@ class Batch:
                 self._take_token(response, on_end)
             for response in prompts:
                 work.num_prompt += 1
-                self._take_prompt(response)
+                self._take_prompt(response, on_end)
             self.store.flush(self.live_caches())
         return work
 
@@ -131,7 +136,7 @@ class Batch:
         with mx.stream(self._generator.stream):
             self._generator.remove(uids)
         for uid in uids:
-            del self.rows[uid]
+            self._drop(uid)
         for reservation in running.admission.reservations:
             reservation.release()
 
@@ -139,6 +144,7 @@ class Batch:
         """After an exception inside a step: drop all rows and start over with an empty generator."""
         lost = self.running()
         self.rows.clear()
+        self._model.scores.clear()
         self._generator = self._make_generator()
         for running in lost:
             for reservation in running.admission.reservations:
@@ -154,6 +160,7 @@ class Batch:
             completion_batch_size=2 * self._max_num_seqs + 1,
             prefill_batch_size=min(MAX_PREFILL_ROWS, self._max_num_seqs),
         )
+        self._model.generator = generator
         if not self._keep_wired_limit:
             generator.close()
         return generator
@@ -162,18 +169,35 @@ class Batch:
         self, running: RunningRequest, index: int, caches: Caches, segments: list[list[int]], held: int
     ) -> None:
         request = running.request
+        row = RunningChoice.of(running, index, self._vocabulary)
         (uid,) = self._generator.insert_segments(
             [segments],
-            max_tokens=[request.max_tokens],
+            max_tokens=[max(1, request.max_tokens)],
             caches=[caches],
             all_tokens=[list(request.prompt[:held])],
             samplers=[make_sampler(request.sampling, running.seed + index)],
-            logits_processors=[make_processors(request.sampling, len(request.prompt), self._eos_ids)],
+            logits_processors=[
+                make_processors(request.sampling, len(request.prompt), self._eos_ids, request.stop_token_ids)
+            ],
+            stop_sequences=[self._ends(request.stop_token_ids)],
         )
-        self.rows[uid] = RunningChoice.of(running, index, self._vocabulary)
+        self.rows[uid] = row
+        if request.sampling.prompt_logprobs is not None and index == 0:
+            self._model.scores[uid] = PromptScores(request, self._vocabulary)
 
-    def _take_prompt(self, response: Any) -> None:
-        row = self.rows[response.uid]
+    def _ends(self, stop_token_ids: tuple[int, ...]) -> StopSequences:
+        if not stop_token_ids:
+            return self._generator._default_stop_sequences
+        return StopSequences([[i] for i in (*self._eos_ids, *stop_token_ids)])
+
+    def _drop(self, uid: int) -> None:
+        del self.rows[uid]
+        self._model.scores.pop(uid, None)
+
+    def _take_prompt(self, response: Any, on_end: OnEnd) -> None:
+        row = self.rows.get(response.uid)
+        if row is None:  # its request failed in this step
+            return
         running = row.running
         if response.end_of_prompt:
             if running.num_read == len(running.request.prompt):
@@ -184,37 +208,58 @@ class Batch:
             if response.end_of_segment:
                 self._end_segment(response.uid, running)
         running.put(self._prompt_event(running))
+        scores = self._model.scores.get(response.uid)
+        if scores is not None and scores.is_complete:
+            running.put(self._model.scores.pop(response.uid).event)
+            if running.request.max_tokens == 0:
+                self._end_scored(running, on_end)
+
+    def _end_scored(self, running: RunningRequest, on_end: OnEnd) -> None:
+        """Nothing is to be generated: the prompt was all."""
+        for index in range(running.request.n):
+            running.finish(AnswerText(running.request, index, self._vocabulary), "length")
+        self.remove(running)
+        on_end(running, None)
 
     def _end_segment(self, uid: int, running: RunningRequest) -> None:
         """A snapshot where one is wanted, and the other choices at the end of the prompt."""
         prompt, position = running.request.prompt, running.num_read
         if position in running.positions:
             self._snapshot(prompt[:position], lambda: self._extract(uid))
-        if position == len(prompt) - 1 and running.request.n > 1:
+        if position == len(prompt) - 1 and running.request.max_tokens > 0:
             caches = self._extract(uid)
             for index in range(1, running.request.n):
                 fork = self.store.fork(caches, running.admission.reservations[index])
                 self._insert(running, index, fork, [[prompt[-1]]], position)
 
-    def _take_token(self, response: Any, on_end: Callable[[RunningRequest], None]) -> None:
-        row = self.rows[response.uid]
-        said = row.choice.push(response.token, response.logprobs, response.finish_reason)
-        row.running.put(said.event)
-        if said.reason is None:
+    def _take_token(self, response: Any, on_end: OnEnd) -> None:
+        row = self.rows.get(response.uid)
+        if row is None:  # its request failed in this step
+            return
+        try:
+            result = row.text.push(response.token, response.logprobs, response.finish_reason)
+        except Exception as error:  # the engine loop's guard: what a parser cannot read must not end the other rows
+            log.exception("an answer could not be read")
+            message = f"the answer could not be read: {type(error).__name__}: {error}"
+            self.remove(row.running)
+            on_end(row.running, ErrorEvent(row.running.request.request_id, message, "engine_error"))
+            return
+        row.running.put(result.event)
+        if result.reason is None:
             return
         self._keep_answer(row, response)
         if response.finish_reason is None:
             self._generator.remove([response.uid])
-        del self.rows[response.uid]
+        self._drop(response.uid)
         row.reservation.release()
-        row.running.finish(row.choice, said.reason)
+        row.running.finish(row.text, result.reason)
         if row.running.choices_left == 0:
-            on_end(row.running)
+            on_end(row.running, None)
 
     def _keep_answer(self, row: RunningChoice, response: Any) -> None:
         """A snapshot at the end of an only choice's answer, from which the next turn may go on."""
         request = row.running.request
-        if request.n > 1 or row.choice.num_tokens < MIN_SAVED_TOKENS:
+        if request.n > 1 or row.text.num_tokens < MIN_SAVED_TOKENS:
             return
         if response.prompt_cache is not None:
             caches, tokens = response.prompt_cache, response.all_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -25,7 +25,8 @@ class TextStream(Protocol):
 class Vocabulary:
     """What token ids stand for. Text is the true continuation of a prompt: a leading space is kept.
 
-    Special tokens (chat markers and the like) have a text of their own but add nothing to a stream.
+    Special tokens (chat markers and the like) have a text of their own but add nothing to a stream, unless it keeps
+    them.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
@@ -35,17 +36,20 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._added = {int(i): t for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
         self._piece_bytes = _piece_decoder(tokenizer)
+        self._special = frozenset(i for i, t in self._added.items() if t.special)
         self._bytes: dict[int, bytes] = {}
         self.size = len(tokenizer)
 
-    def stream(self) -> TextStream:
-        """A fresh stream."""
-        return DecodingStream(self._tokenizer) if self._piece_bytes is None else ByteStream(self)
+    def stream(self, keep: frozenset[int] | None = frozenset()) -> TextStream:
+        """A fresh stream that keeps these special tokens; None: all of them."""
+        dropped = frozenset[int]() if keep is None else self._special - keep
+        if self._piece_bytes is None:
+            return DecodingStream(self, self._tokenizer, dropped, self._special - dropped)
+        return ByteStream(self, dropped)
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is a marker rather than text."""
-        token = self._added.get(token_id)
-        return token is not None and bool(token.special)
+    def ids_of(self, texts: Collection[str]) -> frozenset[int]:
+        """The special tokens with these texts."""
+        return frozenset(i for i in self._special if str(self._added[i].content) in texts)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes the token stands for; they need not be valid UTF-8. Ids beyond the vocabulary stand for none."""
@@ -71,14 +75,16 @@ class Vocabulary:
 class ByteStream:
     """Concatenates the tokens' bytes and decodes them as they become complete."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, dropped: frozenset[int]) -> None:
         self._vocabulary = vocabulary
+        self._dropped = dropped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_id: int) -> str:
         """What the token adds."""
-        special = self._vocabulary.is_special(token_id)
-        return "" if special else self._decoder.decode(self._vocabulary.token_bytes(token_id))
+        if token_id in self._dropped:
+            return ""
+        return self._decoder.decode(self._vocabulary.token_bytes(token_id))
 
     def finish(self) -> str:
         """What is left."""
@@ -88,13 +94,22 @@ class ByteStream:
 class DecodingStream:
     """For tokenizers whose pieces have no bytes of their own: the difference of two decoded windows."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, vocabulary: Vocabulary, tokenizer: Any, dropped: frozenset[int], kept: frozenset[int]) -> None:
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
+        self._dropped = dropped
+        self._kept = kept
         self._ids: list[int] = []
         self._num_told = 0
 
     def add(self, token_id: int) -> str:
         """What the token adds."""
+        if token_id in self._dropped:
+            return ""
+        if token_id in self._kept:
+            text = self.finish() + self._vocabulary.token_text(token_id)
+            self._ids, self._num_told = [], 0
+            return text
         self._ids.append(token_id)
         text = self._new_text()
         if text.endswith("\ufffd") or not text:

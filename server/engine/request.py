@@ -24,7 +24,7 @@ class SamplingParams:
         seed: same seed and request, same tokens, whatever else runs; None draws from the engine's entropy.
         num_logprobs: None, no log-probabilities; k, the chosen token's and the k most likely ones'.
         allow_eos: False never samples an end token (for benchmarks).
-        min_tokens: no end token before so many tokens were generated.
+        min_tokens: no end token, and no stop string, before so many tokens were generated.
         prompt_logprobs: None, none; k, those of the prompt's tokens and of the k most likely ones at each place.
     """
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from quant_core.cache.store import Reservation
 from server.engine.admission import Admission, Ticket
-from server.engine.answer_text import Choice
+from server.engine.answer_text import AnswerText
 from server.engine.detokenizer import Vocabulary
 from server.engine.prefix_cache import snapshot_positions
 from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
@@ -65,19 +65,21 @@ class RunningRequest:
         """Send an event to the caller."""
         self.ticket.put(event)
 
-    def finish(self, choice: Choice, reason: FinishReason) -> None:
+    def finish(self, text: AnswerText, reason: FinishReason) -> None:
         """One choice ended; with the last one the request did."""
         self.choices_left -= 1
         is_last = self.choices_left == 0
         self.put(
             FinishEvent(
                 request_id=self.request.request_id,
-                index=choice.index,
+                index=text.index,
                 reason=reason,
                 is_last=is_last,
                 prompt_tokens=len(self.request.prompt),
                 cached_tokens=self.cached,
-                completion_tokens=choice.num_tokens,
+                completion_tokens=text.num_tokens,
+                reasoning_tokens=text.reasoning_tokens,
+                stop_sequence=text.stop_sequence,
             )
         )
 
@@ -87,11 +89,11 @@ class RunningChoice:
     """One choice in a BatchGenerator."""
 
     running: RunningRequest
-    choice: Choice
+    text: AnswerText
     reservation: Reservation
 
     @classmethod
     def of(cls, running: RunningRequest, index: int, vocabulary: Vocabulary) -> RunningChoice:
-        """The row of choice `index`."""
-        choice = Choice(running.request, index, vocabulary)
-        return cls(running, choice, running.admission.reservations[index])
+        """Choice number `index`."""
+        text = AnswerText(running.request, index, vocabulary)
+        return cls(running, text, running.admission.reservations[index])

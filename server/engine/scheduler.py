@@ -204,7 +204,7 @@ class Scheduler:
 
     def _step(self, batch: Batch, prefill_tokens: int) -> StepWork:
         try:
-            work = batch.step(prefill_tokens, self._finished)
+            work = batch.step(prefill_tokens, self._ended)
         except UnprovenCacheError:
             raise
         except Exception as error:  # the engine loop's guard: one bad step must not end the server
@@ -228,10 +228,10 @@ class Scheduler:
         if self._num_failed_steps >= MAX_FAILED_STEPS:
             raise EngineFailedError(f"{self._num_failed_steps} steps failed one after the other; last: {message}")
 
-    def _finished(self, running: RunningRequest) -> None:
-        self._counters.add("finished_requests")
+    def _ended(self, running: RunningRequest, error: ErrorEvent | None) -> None:
+        self._counters.add("finished_requests" if error is None else "failed_requests")
         self._waiting.served(self._given.now_s - running.started_s)
-        self._end(running.ticket, None)
+        self._end(running.ticket, error)
 
     def _end(self, ticket: Ticket, event: EngineEvent | None) -> None:
         self._running.pop(ticket.request.request_id, None)

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from server.output.deltas import OutputState
+from server.output.deltas import Delta, OutputState
+
+
+class TextParser(Protocol):
+    """Divides the text of one choice as it comes.
+
+    Attributes:
+        state: what text that came now would be.
+        num_calls: tool calls begun so far.
+        num_consumed: characters that led to deltas or were left out; the rest is held back.
+    """
+
+    state: OutputState
+    num_calls: int
+    num_consumed: int
+
+    def push(self, text: str) -> Sequence[Delta]:
+        """Take more text; what is certain now."""
+
+    def finish(self, reason: str) -> Sequence[Delta]:
+        """At the end of the text ("stop" or "length"): what was held back."""
+
+
+class TextFormat(Protocol):
+    """How a model marks reasoning and tool calls."""
+
+    @property
+    def markers(self) -> Collection[str]:
+        """Texts of the tokens that mean something to the parser."""
+
+    def parser(self, spec: OutputSpec) -> TextParser:
+        """A parser for one choice."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +51,7 @@ class OutputSpec:
         parallel_tool_calls: False ends a choice after its first call.
     """
 
-    format: Any
+    format: TextFormat
     tools: tuple[Any, ...] = ()
     starts_in: OutputState = "content"
     parallel_tool_calls: bool = True

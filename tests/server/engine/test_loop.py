@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from server.engine.request import EngineEvent, FinishEvent, PromptEvent, SamplingParams, TokenEvent
-from server.errors import ContextLengthError, NotReadyError, QueueFullError
+from server.engine.request import EngineEvent, ErrorEvent, FinishEvent, PromptEvent, SamplingParams, TokenEvent
+from server.errors import BadRequestError, ContextLengthError, NotReadyError, QueueFullError
+from server.output.spec import OutputSpec
+from tests.helpers.marked_format import MarkedFormat, MarkedParser
 from tests.helpers.tiny_models import build_tiny_model
 from tests.server.engine.harness import Answer, ask, prompt, read, request, serving, wait_until
 
@@ -234,3 +237,32 @@ def test_status_tells_what_is_held(model: Any, tokenizer: Any) -> None:
         assert status.last_token_age_s is not None and status.last_token_age_s < 5
         running.close()
     assert loop.status().kv_last_busy is not None and status.counters["step_s_count"] >= 1
+
+
+def test_an_answer_that_cannot_be_read_ends_alone(model: Any, tokenizer: Any) -> None:
+    class Broken(MarkedFormat):
+        def parser(self, spec: OutputSpec) -> MarkedParser:
+            made = MarkedParser("content")
+            made.push = lambda text: 1 // 0  # type: ignore[method-assign,assignment,return-value]
+            return made
+
+    with serving(model, tokenizer) as loop:
+        expected = ask(loop, request("a", prompt(20), 30)).tokens()
+        other = loop.stream(request("b", prompt(20), 30))
+        error = read(iter(loop.stream(request("c", prompt(20), 30, n=2, output=OutputSpec(Broken()))))).events[-1]
+        assert isinstance(error, ErrorEvent) and "ZeroDivisionError" in error.message
+        assert read(iter(other)).tokens() == expected
+        assert loop.status().counters.get("failed_steps", 0) == 0
+
+
+def test_stop_tokens_end_a_choice_and_min_tokens_keep_it_going(model: Any, tokenizer: Any) -> None:
+    params = SamplingParams(temperature=0.0, num_logprobs=0)
+    with serving(model, tokenizer) as loop:
+        tokens = ask(loop, request("a", prompt(20), 20)).tokens()
+        stopped = ask(loop, request("b", prompt(20), 20, stop_token_ids=(tokens[3],)))
+        at = tokens.index(tokens[3])
+        assert (stopped.tokens(), stopped.finish.reason) == (tokens[:at], "stop")
+        ends = replace(params, logit_bias={2: 1000.0}, min_tokens=7)
+        assert ask(loop, request("c", prompt(20), 20, ends)).finish.completion_tokens == 8
+        with pytest.raises(BadRequestError, match="600"):
+            loop.stream(request("d", prompt(5), stop_token_ids=(600,)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.stop_text import StopFilter
+from server.engine.answer_text import StopFilter
 
 TEXT = st.text("abc", max_size=12)
 
@@ -21,11 +21,11 @@ def test_equals_a_search_in_the_whole_text(pieces: list[str], stops: list[str]) 
     stop = StopFilter(stops)
     out = "".join(stop.push(p) for p in pieces) + stop.flush()
     assert out == naive("".join(pieces), stops)
-    assert stop.num_out == len(out)
-    assert stop.stopped == any(s in "".join(pieces) for s in stops)
+    assert (stop.num_held, stop.num_cut) == (0, len("".join(pieces)) - len(out))
+    assert (stop.met is not None) == any(s in "".join(pieces) for s in stops)
 
 
 def test_text_is_held_only_while_it_could_become_a_stop_string() -> None:
     stop = StopFilter(["END"])
     assert [stop.push(p) for p in ("ab", "E", "N", "x", "EN", "D", "after")] == ["ab", "", "", "ENx", "", "", ""]
-    assert stop.stopped and stop.flush() == ""
+    assert (stop.met is not None) and stop.flush() == ""
