@@ -1,8 +1,8 @@
 """Attention in code space, block by block: how every back end prefills, and what the reference back end decodes with.
 
 For new positions [s, e) the columns are the sinks j < S, coded S <= j < 64 np(e-1), exact 64 np(s) <= j < e. Query i
-sees sinks j <= i, coded j < 64 np(i) and exact max(S, 64 np(i)) <= j <= i (DESIGN section 4). Keys stay in code space:
-a bucket's queries are turned instead, which costs D / (2 bucket_len) of the attention's multiplications.
+sees sinks j <= i, coded j < 64 np(i) and exact max(S, 64 np(i)) <= j <= i (docs/design.md, "Attention"). Keys stay in
+code space: a bucket's queries are turned instead, which costs D / (2 bucket_len) of the attention's multiplications.
 """
 
 from __future__ import annotations

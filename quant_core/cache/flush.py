@@ -1,4 +1,7 @@
-"""Writing complete pages into the pool: rarely, for all rows in one go, behind one synchronise (FINDINGS 2)."""
+"""Writing complete pages into the pool: rarely, for all rows in one go, behind one synchronise.
+
+Why: docs/findings.md, "Writes into a large pool".
+"""
 
 from __future__ import annotations
 

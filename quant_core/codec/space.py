@@ -1,4 +1,4 @@
-"""Into code space and back: bucket-relative keys, centring, transform (DESIGN section 2).
+"""Into code space and back: bucket-relative keys, centring, transform (docs/design.md, "The codec").
 
 With R(p) the layer's rotary rotation and b the start of the bucket that position p lies in:
 

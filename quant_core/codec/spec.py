@@ -13,7 +13,8 @@ from quant_core.errors import SpecError
 PAGE_SIZE = 64
 NUM_CENTROIDS = 256
 LEGAL_BITS = (1, 2, 3, 4)
-# New positions taken at once in decode, and tokens that can always be rewound (DESIGN section 3).
+# New positions taken at once in decode, and tokens that can always be rewound: they size the ring
+# (docs/design.md, "Which tokens are exact").
 MAX_DECODE_LEN = 8
 MAX_REWIND = 16
 # The sub-vector sizes of each bit width; two of them split the channels in half, by variance.
@@ -59,7 +60,7 @@ class VQSpec:
 
     @classmethod
     def for_bits(cls, head_dim: int, bits: int, codebooks_per_head: int | None = None) -> VQSpec:
-        """The spec of `bits` bits per channel with byte codes (DESIGN section 2).
+        """The spec of `bits` bits per channel with byte codes (docs/design.md, "The codec").
 
         `codebooks_per_head` defaults to 4, and to 2 at one bit, whose tables are twice as large (32 KB in all).
 

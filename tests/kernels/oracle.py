@@ -1,4 +1,4 @@
-"""What the kernels compute, in float64 numpy, written from DESIGN 2-4 and not from the reference back end."""
+"""What the kernels compute, in float64 numpy, written from docs/design.md and not from the reference back end."""
 
 from __future__ import annotations
 

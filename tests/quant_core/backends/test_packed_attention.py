@@ -49,7 +49,10 @@ def _quantise(x: F64, codec: Any) -> F64:
 
 
 def definition(queries: F64, keys: F64, values: F64, first_query: int, scale: float, codec: ModelCodec) -> F64:
-    """DESIGN 2-4 for one layer: exact and reconstructed keys per query, plain softmax. All `[heads, T, D]` float64."""
+    """docs/design.md, "Attention", for one layer: exact and reconstructed keys per query, plain softmax.
+
+    All `[heads, T, D]` float64.
+    """
     layer, window = codec.layers[0], codec.window
     num_tokens, bucket = keys.shape[1], np.arange(keys.shape[1]) // window.bucket_len * window.bucket_len
 
