@@ -30,6 +30,7 @@ class StopFilter:
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops = tuple(s for s in stops if s)
+        self._max_held = max((len(s) for s in self._stops), default=1) - 1
         self._include = include
         self._held = ""
         self.num_cut = 0
@@ -66,11 +67,8 @@ class StopFilter:
 
     def _num_suspicious(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        longest = max((len(s) for s in self._stops), default=1) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(s.startswith(self._held[-size:]) for s in self._stops):
-                return size
-        return 0
+        sizes = range(min(self._max_held, len(self._held)), 0, -1)
+        return next((n for n in sizes if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
 
 
 class PlainText:
@@ -131,6 +129,8 @@ class AnswerText:
         self._text = vocabulary.stream(self._markers if request.skip_special_tokens else None)
         self._stop = StopFilter(request.stop, request.include_stop)
         self._searched: type[ContentDelta | ReasoningDelta] = ContentDelta
+        self._one_call = request.output is not None and not request.output.parallel_tool_calls
+        self._may_be_cut = bool(request.stop) or self._one_call
         self._made_only_call = False
         self._num_chars = 0
         self._held: list[_HeldLogprobs] = []
@@ -164,12 +164,13 @@ class AnswerText:
             tail = self._text.finish()
             self._num_chars += len(tail)
             deltas += [*self._parser.push(tail), *self._parser.finish(reason)]
-        out = self._cut(deltas)
-        if reason is not None and self._stop.met is None:
-            out += self._flush()
+        if self._may_be_cut:
+            deltas = self._cut(deltas)
+            if reason is not None and self._stop.met is None:
+                deltas += self._flush()
         reason = self._reason(reason)
         event = TokenEvent(
-            self._request.request_id, self.index, _joined(out), 1, self._release(ended=reason is not None)
+            self._request.request_id, self.index, _joined(deltas), 1, self._release(ended=reason is not None)
         )
         return TokenResult(event, reason)
 
@@ -187,16 +188,12 @@ class AnswerText:
                 out += [self._searched(text)] if text else []
             else:
                 out += [*self._flush(), delta]
-                self._made_only_call = isinstance(delta, ToolCallEnd) and not self._may_call_again
+                self._made_only_call = isinstance(delta, ToolCallEnd) and self._one_call
         return out
 
     def _is_searched(self, delta: ContentDelta | ReasoningDelta) -> bool:
         right_kind = isinstance(delta, ContentDelta) or self._request.stop_in_reasoning
         return right_kind and self.num_tokens > self._request.sampling.min_tokens
-
-    @property
-    def _may_call_again(self) -> bool:
-        return self._request.output is None or self._request.output.parallel_tool_calls
 
     def _flush(self) -> list[Delta]:
         text = self._stop.flush()
@@ -219,6 +216,8 @@ class AnswerText:
 
     def _release(self, *, ended: bool) -> tuple[tuple[TokenLogprob, ...], ...]:
         """Entries of tokens whose text is out; at the end also those whose text is cut."""
+        if not self._held:
+            return ()
         if ended and self._stop.met is None:
             released, self._held = self._held, []
         else:
@@ -243,6 +242,8 @@ def token_logprobs(
 
 def _joined(deltas: Sequence[Delta]) -> tuple[Delta, ...]:
     """Neighbouring texts of one kind as one delta."""
+    if len(deltas) < 2:
+        return tuple(deltas)
     joined: list[Delta] = []
     for delta in deltas:
         last = joined[-1] if joined else None

@@ -22,7 +22,7 @@ LOGPROBS = mx.log(mx.full((600,), 1 / 600))
 EOS = 2
 
 
-class Choice:
+class FedChoice:
     """A choice fed with text, and everything it told."""
 
     def __init__(self, tokenizer: Any, **options: Any) -> None:
@@ -30,7 +30,7 @@ class Choice:
         self.answer = AnswerText(request("a", prompt(5), **options), 0, Vocabulary(tokenizer))
         self.results: list[TokenResult] = []
 
-    def say(self, text: str, *, then: str | None = "stop") -> Choice:
+    def say(self, text: str, *, then: str | None = "stop") -> FedChoice:
         """Feed a text and, unless `then` is None, its end: an end token, or a last token at the limit."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         reasons: list[Any] = [None] * len(ids)
@@ -66,13 +66,13 @@ class Choice:
 
 
 def test_plain_text_is_content_and_an_empty_piece_is_no_delta(tokenizer: Any) -> None:
-    choice = Choice(tokenizer).say("naïve 🗼")
+    choice = FedChoice(tokenizer).say("naïve 🗼")
     assert choice.deltas == [ContentDelta("naïve 🗼")] and choice.reason == "stop"
     assert all(d.text for r in choice.results for d in r.event.deltas if isinstance(d, ContentDelta))
 
 
 def test_reasoning_and_calls_are_told_apart_and_counted(tokenizer: Any) -> None:
-    choice = Choice(tokenizer, output=SPEC).say(f"<think>hm</think>So {CALL}{{}}{END}")
+    choice = FedChoice(tokenizer, output=SPEC).say(f"<think>hm</think>So {CALL}{{}}{END}")
     assert choice.deltas == [
         ReasoningDelta("hm"), ContentDelta("So "), ToolCallStart(0, "call-1", "f"), ToolCallArguments(0, "{}"),
         ToolCallEnd(0),
@@ -84,51 +84,51 @@ def test_reasoning_and_calls_are_told_apart_and_counted(tokenizer: Any) -> None:
 
 
 def test_a_choice_that_starts_in_reasoning_counts_from_its_first_token(tokenizer: Any) -> None:
-    choice = Choice(tokenizer, output=OutputSpec(MarkedFormat(), starts_in="reasoning")).say("hm", then="length")
+    choice = FedChoice(tokenizer, output=OutputSpec(MarkedFormat(), starts_in="reasoning")).say("hm", then="length")
     assert choice.deltas == [ReasoningDelta("hm")] and choice.reason == "length"
     assert choice.answer.reasoning_tokens == choice.answer.num_tokens
 
 
 @pytest.mark.parametrize(("inside", "expected"), [(False, "xx"), (True, "")])
 def test_stop_strings_act_in_reasoning_only_when_asked(tokenizer: Any, inside: bool, expected: str) -> None:
-    choice = Choice(tokenizer, output=SPEC, stop=("B",), stop_in_reasoning=inside).say("<think>aBc</think>xxBy")
+    choice = FedChoice(tokenizer, output=SPEC, stop=("B",), stop_in_reasoning=inside).say("<think>aBc</think>xxBy")
     text = "".join(r.event.text for r in choice.results)
     assert (text, choice.reason, choice.answer.stop_sequence) == (expected, "stop", "B")
     assert choice.deltas[0] == ReasoningDelta("a" if inside else "aBc")
 
 
 def test_stop_strings_do_not_act_in_arguments_nor_across_them(tokenizer: Any) -> None:
-    choice = Choice(tokenizer, output=SPEC, stop=("B", "xy")).say(f"x{CALL}aBc{END}y")
+    choice = FedChoice(tokenizer, output=SPEC, stop=("B", "xy")).say(f"x{CALL}aBc{END}y")
     assert choice.answer.stop_sequence is None and choice.reason == "tool_calls"
     assert choice.deltas[0] == ContentDelta("x") and choice.deltas[-1] == ContentDelta("y")
 
 
 def test_a_stop_string_after_a_call_is_a_stop(tokenizer: Any) -> None:
-    assert Choice(tokenizer, output=SPEC, stop=("B",)).say(f"{CALL}a{END}xB").reason == "stop"
+    assert FedChoice(tokenizer, output=SPEC, stop=("B",)).say(f"{CALL}a{END}xB").reason == "stop"
 
 
 def test_calls_cut_by_the_limit_end_by_length(tokenizer: Any) -> None:
-    assert Choice(tokenizer, output=SPEC).say(f"{CALL}abc", then="length").reason == "length"
+    assert FedChoice(tokenizer, output=SPEC).say(f"{CALL}abc", then="length").reason == "length"
 
 
 def test_one_call_at_a_time_ends_after_the_first(tokenizer: Any) -> None:
     spec = OutputSpec(MarkedFormat(), parallel_tool_calls=False)
-    choice = Choice(tokenizer, output=spec).say(f"{CALL}a{END} and {CALL}b{END}", then=None)
+    choice = FedChoice(tokenizer, output=spec).say(f"{CALL}a{END} and {CALL}b{END}", then=None)
     assert choice.reason == "tool_calls" and choice.deltas[-1] == ToolCallEnd(0)
 
 
 def test_the_stop_string_is_kept_when_asked(tokenizer: Any) -> None:
-    choice = Choice(tokenizer, stop=("END",), include_stop=True).say("one END two")
+    choice = FedChoice(tokenizer, stop=("END",), include_stop=True).say("one END two")
     assert choice.deltas == [ContentDelta("one END")]
 
 
 def test_special_tokens_are_dropped_unless_they_are_markers_or_wanted(tokenizer: Any) -> None:
-    assert Choice(tokenizer).say(f"a{CALL}b").deltas == [ContentDelta("ab")]
-    assert Choice(tokenizer, skip_special_tokens=False).say(f"a{CALL}b").deltas == [ContentDelta(f"a{CALL}b")]
+    assert FedChoice(tokenizer).say(f"a{CALL}b").deltas == [ContentDelta("ab")]
+    assert FedChoice(tokenizer, skip_special_tokens=False).say(f"a{CALL}b").deltas == [ContentDelta(f"a{CALL}b")]
 
 
 def test_an_end_token_that_is_a_marker_reaches_the_parser(tokenizer: Any) -> None:
-    choice = Choice(tokenizer, output=SPEC).say(f"{CALL}a", then=None)
+    choice = FedChoice(tokenizer, output=SPEC).say(f"{CALL}a", then=None)
     choice.results.append(choice.answer.push(tokenizer.convert_tokens_to_ids(END), LOGPROBS, "stop"))
     assert choice.deltas[-1] == ToolCallEnd(0) and choice.reason == "tool_calls"
 
@@ -136,13 +136,13 @@ def test_an_end_token_that_is_a_marker_reaches_the_parser(tokenizer: Any) -> Non
 def test_a_stop_token_leaves_its_text_only_when_asked(tokenizer: Any) -> None:
     (token,) = tokenizer.encode("x", add_special_tokens=False)
     for include, text in ((False, ""), (True, "x")):
-        choice = Choice(tokenizer, stop_token_ids=(token,), include_stop=include)
+        choice = FedChoice(tokenizer, stop_token_ids=(token,), include_stop=include)
         assert choice.answer.push(token, LOGPROBS, "stop").event.text == text
 
 
 def test_no_stop_string_before_min_tokens(tokenizer: Any) -> None:
     few = SamplingParams(min_tokens=len(tokenizer.encode("one END ", add_special_tokens=False)))
-    assert Choice(tokenizer, sampling=few, stop=("END",)).say("one END two END").deltas == [
+    assert FedChoice(tokenizer, sampling=few, stop=("END",)).say("one END two END").deltas == [
         ContentDelta("one END two ")
     ]
 
@@ -152,14 +152,14 @@ PARTS = st.lists(st.sampled_from(["ab", "B", "<think>", "</think>", "<", "é", C
 
 @given(parts=PARTS)
 def test_logprobs_of_every_token_are_told_once_whatever_the_markers(tokenizer: Any, parts: list[str]) -> None:
-    choice = Choice(tokenizer, output=SPEC).say("".join(parts))
+    choice = FedChoice(tokenizer, output=SPEC).say("".join(parts))
     assert choice.released.decode() == "".join(parts)
 
 
 @given(parts=PARTS)
 def test_logprobs_are_never_ahead_of_their_text(tokenizer: Any, parts: list[str]) -> None:
     text = "".join(parts).replace(CALL, "").replace(END, "")
-    choice = Choice(tokenizer, stop=("Bc", "ab B")).say(text, then=None)
+    choice = FedChoice(tokenizer, stop=("Bc", "ab B")).say(text, then=None)
     told = "".join(r.event.text for r in choice.results)
     if choice.results and choice.reason is None:
         assert told.encode().startswith(choice.released)
