@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import add
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +20,7 @@ from quant_core.calibrate.sensitivity import gradient_slice, gradients, num_meas
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
+from quant_core.slices import always, mapped
 
 log = logging.getLogger(__name__)
 
@@ -97,37 +100,62 @@ def collect(
     keep = _kept_fraction(windows, layers)
     measured = _spread(windows, gradient_tokens)
     done = 0
-    backwards = gradient_slice(slice_tokens)
     for number, tokens in enumerate(windows):
         caches, captures = capture_caches(model, layers)
-        tape = _Tape(number, seed) if number in measured and len(captures) == len(caches) else None
-        for start in range(0, len(tokens), slice_tokens):
-            part = mx.array([list(tokens[start : start + slice_tokens])])
-            model(part, cache=caches)
-            # The logits are not asked for, so they are not computed.
-            mx.eval([c.arrays() for c in captures.values()], [c.state for c in caches if not c.empty()])
-            if tape is not None:
-                for at in range(start, start + part.shape[1], backwards):
-                    yield done
-                    end = min(at + backwards, start + part.shape[1])
-                    if tape is not None and not tape.read(model, tokens[at:end], at, captures, window):
-                        tape, measured = None, frozenset()
-            done += part.shape[1]
-            yield done
+        readable = number in measured and len(captures) == len(caches)
+        tape = _Tape(model, captures, window, number, seed) if readable else None
+        yield from mapped(_read(model, tokens, caches, captures, tape, slice_tokens), partial(add, done))
+        done += len(tokens)
+        if tape is not None and tape.failed:
+            measured = frozenset()
         rng = np.random.default_rng((seed, number))
         usable = np.arange(SKIPPED_TOKENS, len(tokens))
         chosen = np.sort(rng.permutation(usable)[: max(1, round(keep * len(usable)))])
         offsets = rng.integers(0, REACH_BUCKETS * window.bucket_len, len(chosen))
-        turns: dict[int, _Turns] = {}
-        for index, capture in captures.items():
-            rotary = samples[index].geometry.rotary
-            if rotary is not None and id(rotary) not in turns:
-                turns[id(rotary)] = _Turns.of(rotary, chosen, offsets, window.bucket_len)
-            _take(samples[index], capture, chosen, turns.get(id(rotary)), index)
-            _take_gradients(samples[index], tape, index, chosen, window)
-            if index % LAYERS_PER_SLICE == 0:
-                yield done
+        yield from mapped(_take_all(samples, captures, tape, chosen, offsets, window), always(done))
     return samples
+
+
+def _read(
+    model: Any,
+    tokens: Sequence[int],
+    caches: Sequence[Any],
+    captures: Mapping[int, CaptureCache],
+    tape: _Tape | None,
+    slice_tokens: int,
+) -> Generator[int, None, None]:
+    """One window through the capturing caches, and backwards where there is a tape; yields the tokens read so far."""
+    backwards = gradient_slice(slice_tokens)
+    for start in range(0, len(tokens), slice_tokens):
+        end = min(start + slice_tokens, len(tokens))
+        model(mx.array([list(tokens[start:end])]), cache=caches)
+        # The logits are not asked for, so they are not computed.
+        mx.eval([c.arrays() for c in captures.values()], [c.state for c in caches if not c.empty()])
+        if tape is not None:
+            for at in range(start, end, backwards):
+                yield start
+                tape.read(tokens[at : min(at + backwards, end)], at)
+        yield end
+
+
+def _take_all(
+    samples: Mapping[int, LayerSamples],
+    captures: Mapping[int, CaptureCache],
+    tape: _Tape | None,
+    chosen: Array,
+    offsets: Array,
+    window: WindowSpec,
+) -> Generator[None, None, None]:
+    """Add one window to the samples of every layer, in slices of LAYERS_PER_SLICE layers."""
+    turns: dict[int, _Turns] = {}
+    for index, capture in captures.items():
+        rotary = samples[index].geometry.rotary
+        if rotary is not None and id(rotary) not in turns:
+            turns[id(rotary)] = _Turns.of(rotary, chosen, offsets, window.bucket_len)
+        _take(samples[index], capture, chosen, turns.get(id(rotary)), index)
+        _take_gradients(samples[index], tape, index, chosen, window)
+        if index % LAYERS_PER_SLICE == 0:
+            yield
 
 
 def _spread(windows: Sequence[Sequence[int]], num_tokens: int) -> frozenset[int]:
@@ -197,30 +225,37 @@ def _take(samples: LayerSamples, capture: CaptureCache, chosen: Array, turns: _T
 
 
 class _Tape:
-    """Gradients of one window, summed over its slices: answers of different slices are independent."""
+    """Gradients of one window, summed over its slices: answers of different slices are independent.
 
-    def __init__(self, number: int, seed: int) -> None:
+    `failed` once the model turned out not to be readable backwards; nothing is read from then on.
+    """
+
+    def __init__(
+        self, model: Any, captures: Mapping[int, CaptureCache], window: WindowSpec, number: int, seed: int
+    ) -> None:
+        self._model, self._captures, self._window = model, captures, window
         self._key = mx.random.key(seed * 1_000_003 + number)
+        self.failed = False
         self.num_tokens = 0
         self.keys: dict[int, mx.array] = {}
         self.values: dict[int, mx.array] = {}
 
-    def read(
-        self, model: Any, tokens: Sequence[int], start: int, captures: dict[int, CaptureCache], window: WindowSpec
-    ) -> bool:
-        """Add what the answers of one slice say about all tokens up to its end; False: the model cannot be read so."""
+    def read(self, tokens: Sequence[int], start: int) -> None:
+        """Add what the answers of one slice say about all tokens up to its end."""
+        if self.failed:
+            return
         self.num_tokens = start + len(tokens)
         self._key, key = mx.random.split(self._key)
         try:
-            of_keys, of_values = gradients(model, tokens, start, list(captures.values()), window, key)
+            found = gradients(self._model, tokens, start, list(self._captures.values()), self._window, key)
         except (RuntimeError, ValueError) as error:  # an operation without a gradient, or too little memory
             log.warning("calibration text is not read backwards, tables are fitted unweighted: %s", error)
-            return False
-        for index, k, v in zip(captures, of_keys, of_values, strict=True):
+            self.failed = True
+            return
+        for index, k, v in zip(self._captures, *found, strict=True):
             self.keys[index] = _grown(self.keys.get(index), k)
             self.values[index] = _grown(self.values.get(index), v)
         mx.eval(list(self.keys.values()), list(self.values.values()))
-        return True
 
 
 def _grown(total: mx.array | None, more: mx.array) -> mx.array:
@@ -232,7 +267,7 @@ def _grown(total: mx.array | None, more: mx.array) -> mx.array:
 def _take_gradients(samples: LayerSamples, tape: _Tape | None, index: int, chosen: Array, window: WindowSpec) -> None:
     """Add one window's gradients of one layer: norms and moments of the kept vectors that were measured."""
     unknown = np.full((samples.geometry.num_kv_heads, len(chosen)), np.nan, np.float32)
-    if tape is None or not (num := int(np.searchsorted(chosen, num_measured(tape.num_tokens, window)))):
+    if tape is None or tape.failed or not (num := int(np.searchsorted(chosen, num_measured(tape.num_tokens, window)))):
         samples.key_weights.append(unknown)
         samples.value_weights.append(unknown)
         return

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from server.errors import ConfigError
-from server.terminal.plots import require_matplotlib
+from server.measure.plots import require_matplotlib
 
 if TYPE_CHECKING:
     from server.measure.decode import Measurement

@@ -14,7 +14,7 @@ from rich.table import Table
 from quant_core.calibrate.options import PresetName
 from quant_core.errors import SpecError
 from server.errors import ConfigError
-from server.terminal.plots import require_matplotlib
+from server.measure.plots import require_matplotlib
 from server.terminal.progress import report_progress
 
 DEFAULT_METHODS = "float16,affine8,affine4,smooth_hadamard_blind,smooth_hadamard,learned"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from server.memory.estimate import Chip
+    from server.memory.chips import Chip
 
 MEMORY_GB = (16, 24, 32, 64)
 
@@ -71,7 +71,7 @@ def _chip(name: str | None) -> Chip:
         ConfigError: a chip that is not in the table.
     """
     from server.errors import ConfigError
-    from server.memory.estimate import CHIPS
+    from server.memory.chips import CHIPS
 
     if name is None:
         import mlx.core as mx

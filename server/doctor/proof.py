@@ -1,18 +1,15 @@
 """Which kernels may run on this machine: the self-test, made once per machine, versions and geometry, and remembered.
 
-`proven_backend` is what start-up and hot swaps call. The verdict lies in `verdicts.json` under the data directory. A
-kernel is noted there before it is tried: one that takes the process with it twice is not tried a third time.
+`proven_backend` is what start-up and hot swaps call. The verdict is remembered in the verdict book.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
-from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,34 +26,7 @@ from quant_core.proof.scenes import Case, model_cases
 from quant_core.proof.selftest import KernelVerdict, device_kernels, log_fallbacks, prove_slices
 from quant_core.slices import Progress, always, mapped
 from server.doctor.machine import kernel_hash, this_machine
-
-log = logging.getLogger(__name__)
-
-VERDICTS_FILE = "verdicts.json"
-MAX_ATTEMPTS = 2
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The self-test's result.
-
-    Attributes:
-        backend: metal, cuda or reference.
-        kernels: one per kernel of the back end; none for the reference.
-        geometries: what was tested.
-        tested_at: UTC, ISO 8601.
-    """
-
-    backend: str
-    kernels: tuple[KernelVerdict, ...]
-    geometries: tuple[str, ...]
-    tested_at: str
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Kernels that must not run."""
-        return tuple(k.kernel for k in self.kernels if not k.passed)
-
+from server.doctor.verdict_book import MAX_ATTEMPTS, VERDICTS_FILE, Verdict, VerdictBook
 
 Slices = Generator[Progress, None, Verdict]
 
@@ -156,78 +126,6 @@ def verdict_key(backend: str, cases: Collection[Case]) -> str:
         "cases": sorted(c.label for c in cases),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-class VerdictBook:
-    """The entry of one key in verdicts.json: attempts under way, and the verdict when there is one.
-
-    Written by one server at a time; a file that cannot be read counts as empty, since the test can be made again.
-    """
-
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-
-    def read(self) -> Verdict | None:
-        """The verdict, if the test was completed."""
-        entry = self._entry().get("verdict")
-        return None if entry is None else _verdict(entry)
-
-    def begin(self, kernel: str) -> int:
-        """Note that `kernel` is about to be tried; the number of tries now, this one included."""
-        attempts = self._attempts()
-        attempts[kernel] = attempts.get(kernel, 0) + 1
-        self._save({"attempts": attempts})
-        return attempts[kernel]
-
-    def end(self, kernel: str) -> None:
-        """The process outlived `kernel`, unless it was not tried at all."""
-        attempts = self._attempts()
-        if attempts.get(kernel, 0) <= MAX_ATTEMPTS:
-            attempts.pop(kernel, None)
-        self._save({"attempts": attempts})
-
-    def clear(self) -> None:
-        """Forget everything, crashes too."""
-        self._save({})
-
-    def write(self, verdict: Verdict) -> None:
-        """Keep the verdict."""
-        self._save({"verdict": asdict(verdict)})
-
-    def _attempts(self) -> dict[str, int]:
-        return {str(k): int(v) for k, v in self._entry().get("attempts", {}).items()}
-
-    def _entry(self) -> Mapping[str, Any]:
-        entry = self._all().get(self._key, {})
-        return entry if isinstance(entry, dict) else {}
-
-    def _all(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            log.warning("%s cannot be read, the kernels are tested anew: %s", self._path, error)
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _save(self, entry: Mapping[str, Any]) -> None:
-        content = {**self._all(), self._key: entry}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())  # a GPU fault may take the whole machine with it
-        os.replace(scratch, self._path)
-
-
-def _verdict(entry: Mapping[str, Any]) -> Verdict | None:
-    try:
-        kernels = tuple(KernelVerdict(**k) for k in entry["kernels"])
-        return Verdict(str(entry["backend"]), kernels, tuple(entry["geometries"]), str(entry["tested_at"]))
-    except (KeyError, TypeError):
-        return None  # written by another version
 
 
 def _now() -> str:

@@ -26,7 +26,8 @@ from quant_core.proof.selftest import KernelVerdict
 from quant_core.slices import run
 from server.config import ServerConfig, blas_environment, user_data_dir
 from server.doctor.machine import Machine, kernel_hash, this_machine
-from server.doctor.proof import VERDICTS_FILE, VerdictBook, cases_for, run_selftest, verdict_key
+from server.doctor.proof import cases_for, run_selftest, verdict_key
+from server.doctor.verdict_book import VERDICTS_FILE, VerdictBook
 from server.errors import ModelError
 from server.model.blas import find_blas
 from server.model.loader import LoadedModel, load
@@ -99,49 +100,59 @@ def examine(config: ServerConfig, with_model: bool, report: Report) -> Examinati
         ModelError: the model cannot be loaded.
     """
     name = resolve_backend(config.kv_cache.backend)
-    backend = choose_backend(name)
-    loaded = load(config.model.name, user_data_dir(config), report) if with_model else None
-    codec, artifact = (None, "") if loaded is None else _codec_of(loaded, config)
-    cases = standard_cases()
-    verdicts: list[KernelVerdict] = []
-    if isinstance(backend, CompositeBackend):
-        if loaded is not None and codec is not None:
-            every_len = tuple(range(1, MAX_DECODE_LEN + 1))
-            own = [replace(c, query_lens=every_len) for c in cases_for(loaded.model, codec)]
-            book = VerdictBook(user_data_dir(config) / VERDICTS_FILE, verdict_key(name, own))
-            book.clear()
-            verdicts += _tested(backend, own, book, report)
-            cases = own + cases
-        verdicts = _joined(verdicts, _tested(backend, cases[-len(standard_cases()) :], None, report))
-    model = None
-    if loaded is not None and codec is not None:
-        failed = [v.kernel for v in verdicts if not v.passed]
-        model = _measured(loaded, codec, artifact, choose_backend(name, failed), report)
-    labels = tuple(c.label for c in cases) if verdicts else ()
     blas = _blas_state() if name == "reference" else None
-    return Examination(this_machine(), kernel_hash(), name, blas, tuple(verdicts), labels, model)
+    subject = _subject(config, report) if with_model else None
+    verdicts, labels = _verdicts(config, choose_backend(name), subject, report)
+    model = None
+    if subject is not None:
+        failed = [v.kernel for v in verdicts if not v.passed]
+        model = _measured(subject, choose_backend(name, failed), report)
+    return Examination(this_machine(), kernel_hash(), name, blas, verdicts, labels, model)
 
 
-def _tested(
-    backend: CompositeBackend, cases: Sequence[Case], book: VerdictBook | None, report: Report
-) -> list[KernelVerdict]:
-    return list(run(run_selftest(backend, cases, book), lambda p: report(p.detail, p.fraction)).kernels)
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """The model that is examined, its codec, and the state of that codec in words."""
+
+    loaded: LoadedModel
+    codec: ModelCodec
+    artifact: str
 
 
-def _joined(first: Sequence[KernelVerdict], second: Sequence[KernelVerdict]) -> list[KernelVerdict]:
+def _subject(config: ServerConfig, report: Report) -> _Subject:
+    loaded = load(config.model.name, user_data_dir(config), report)
+    return _Subject(loaded, *_codec_of(loaded, config))
+
+
+def _verdicts(
+    config: ServerConfig, backend: KernelBackend, subject: _Subject | None, report: Report
+) -> tuple[tuple[KernelVerdict, ...], tuple[str, ...]]:
+    """The verdict on each kernel, and the labels of the geometries; both empty where there are no kernels."""
+    if not isinstance(backend, CompositeBackend):
+        return (), ()
+
+    def tested(cases: Sequence[Case], book: VerdictBook | None) -> tuple[KernelVerdict, ...]:
+        return run(run_selftest(backend, cases, book), lambda p: report(p.detail, p.fraction)).kernels
+
+    standard = standard_cases()
+    if subject is None:
+        return tested(standard, None), tuple(c.label for c in standard)
+    every_len = tuple(range(1, MAX_DECODE_LEN + 1))
+    own = [replace(c, query_lens=every_len) for c in cases_for(subject.loaded.model, subject.codec)]
+    book = VerdictBook(user_data_dir(config) / VERDICTS_FILE, verdict_key(backend.device.name, own))
+    book.clear()
+    verdicts = _joined(tested(own, book), tested(standard, None))
+    return verdicts, tuple(c.label for c in own + standard)
+
+
+def _joined(first: Sequence[KernelVerdict], second: Sequence[KernelVerdict]) -> tuple[KernelVerdict, ...]:
     """Per kernel the worse of two verdicts, with the checks of both."""
-    if not first:
-        return list(second)
     joined = []
     for a, b in zip(first, second, strict=True):
         worse = a if (a.passed, -_used(a)) <= (b.passed, -_used(b)) else b
-        joined.append(
-            KernelVerdict(
-                worse.kernel, worse.passed, worse.error, worse.limit, worse.worst, worse.detail,
-                a.num_checks + b.num_checks, a.call_s if a.call_s is not None else b.call_s,
-            )
-        )  # fmt: skip
-    return joined
+        call_s = a.call_s if a.call_s is not None else b.call_s
+        joined.append(replace(worse, num_checks=a.num_checks + b.num_checks, call_s=call_s))
+    return tuple(joined)
 
 
 def _used(v: KernelVerdict) -> float:
@@ -180,13 +191,12 @@ def _random_codec(model: Any, config: ServerConfig) -> ModelCodec:
     return ModelCodec("random", layers, WindowSpec(kv.window, kv.num_sink_tokens, kv.bucket_len))
 
 
-def _measured(
-    loaded: LoadedModel, codec: ModelCodec, artifact: str, backend: KernelBackend, report: Report
-) -> ModelFindings:
+def _measured(subject: _Subject, backend: KernelBackend, report: Report) -> ModelFindings:
     """Tokens per second of one row with the packed cache; the first chunk and step, which compile, are not counted."""
     report("measuring prefill and decode", None)
-    model, num_chunks = loaded.model, max(2, min(_prompt_len(), loaded.context_len // 2) // _CHUNK_LEN)
-    caches = build_caches(model, codec, backend)
+    loaded, model = subject.loaded, subject.loaded.model
+    num_chunks = max(2, min(_PROMPT_LEN[this_machine().backend], loaded.context_len // 2) // _CHUNK_LEN)
+    caches = build_caches(model, subject.codec, backend)
     tokens = mx.array(np.random.default_rng(0).integers(0, _vocabulary(loaded), (1, num_chunks * _CHUNK_LEN)))
 
     def run(part: mx.array) -> float:
@@ -197,13 +207,14 @@ def _measured(
     chunks = [run(tokens[:, at : at + _CHUNK_LEN]) for at in range(0, tokens.shape[1], _CHUNK_LEN)]
     steps = [run(tokens[:, at : at + 1]) for at in range(_ANSWER_LEN)]
     return ModelFindings(
-        loaded.model_id, artifact, len(codec.layers), len(caches), int(tokens.shape[1]),
-        _CHUNK_LEN * (len(chunks) - 1) / sum(chunks[1:]), (_ANSWER_LEN - 1) / sum(steps[1:]),
-    )  # fmt: skip
-
-
-def _prompt_len() -> int:
-    return _PROMPT_LEN[this_machine().backend]
+        model_id=loaded.model_id,
+        artifact=subject.artifact,
+        packed_layers=len(subject.codec.layers),
+        num_layers=len(caches),
+        prompt_len=int(tokens.shape[1]),
+        prefill_tokens_per_s=_CHUNK_LEN * (len(chunks) - 1) / sum(chunks[1:]),
+        decode_tokens_per_s=(_ANSWER_LEN - 1) / sum(steps[1:]),
+    )
 
 
 def _vocabulary(loaded: LoadedModel) -> int:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from server.errors import ConfigError
+
 Rows = Sequence[dict[str, Any]]
+
+
+def require_matplotlib(option: str) -> None:
+    """Raise ConfigError, before any work is done, where the extra `plots` is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError(f"{option} needs matplotlib; install it with: pip install 'vecinfer-server[plots]'")
 
 
 def save_attention_plot(rows: Rows, path: Path) -> None:

@@ -16,6 +16,7 @@ from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from server.errors import ModelError
 from server.memory.budget import GPU_SHARE, WORKSPACE_BYTES
+from server.memory.chips import Chip
 
 # What decoding reaches of a chip's nominal figures: bandwidth as measured on M1, M2 and M5; float32 operations as a
 # first portable kernel reached on an H100 without its tensor cores (3.2 GFLOP in 150 us, of 67 TFLOPS).
@@ -26,32 +27,6 @@ _LARGE_MEMORY_BYTES = 36 * 2**30
 SNAPSHOT_SHARE = 0.2
 # Bits per weight of mlx-community's usual 4-bit models: 4, and a scale and a bias for every 64 weights.
 DEFAULT_WEIGHT_BITS = 4.5
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A GPU's nominal figures: bytes per second, float32 operations per second."""
-
-    name: str
-    bandwidth_bytes_s: float
-    flops_s: float
-
-
-def _chip(name: str, gigabytes_s: float, teraflops: float) -> Chip:
-    return Chip(name, gigabytes_s * 1e9, teraflops * 1e12)
-
-
-# Apple's bandwidths; operations = cores x 256 x clock. The H100's bandwidth is a measured copy.
-CHIPS = {
-    c.name: c
-    for c in (
-        _chip("m1", 68, 2.6), _chip("m1-pro", 200, 5.3), _chip("m1-max", 400, 10.6), _chip("m1-ultra", 800, 21.2),
-        _chip("m2", 100, 3.6), _chip("m2-pro", 200, 6.8), _chip("m2-max", 400, 13.6), _chip("m2-ultra", 800, 27.2),
-        _chip("m3", 100, 3.5), _chip("m3-pro", 150, 6.4), _chip("m3-max", 400, 14.1), _chip("m3-ultra", 819, 28.3),
-        _chip("m4", 120, 3.8), _chip("m4-pro", 273, 8.1), _chip("m4-max", 546, 16.2),
-        _chip("m5", 153, 4.0), _chip("m5-pro", 307, 8.0), _chip("m5-max", 614, 16.0), _chip("h100", 2860, 67),
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from server import cli
 from server.doctor import machine
 from server.doctor import proof as doctor
 from server.doctor import report as examination
-from server.doctor.proof import VerdictBook, proven_backend, verdict_for
+from server.doctor.proof import proven_backend, verdict_for
+from server.doctor.verdict_book import VerdictBook
 from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 

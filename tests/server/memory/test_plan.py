@@ -16,6 +16,7 @@ from quant_core.errors import SpecError
 from server import cli
 from server.errors import ModelError
 from server.memory import estimate as planning
+from server.memory.chips import CHIPS
 from server.model.loader import read_config
 from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, tiny_config, write_tiny_model
@@ -66,7 +67,7 @@ def test_a_folder_is_measured_by_its_files(tmp_path: Path) -> None:
 
 
 def test_speed_is_bytes_over_bandwidth_until_arithmetic_is_slower() -> None:
-    shape, chip = planning.model_shape("llama-3.1-8b"), planning.CHIPS["m4-pro"]
+    shape, chip = planning.model_shape("llama-3.1-8b"), CHIPS["m4-pro"]
     half = planning.decode_estimate(shape, planning.fp16_plan(shape), chip, 32768, 1)
     assert shape.read_weight_bytes is not None
     seconds = (shape.read_weight_bytes + 131072 * 32768) / (0.82 * 273e9)
