@@ -1,4 +1,4 @@
-"""Decode attention on NVIDIA tensor cores: host side of metal_shaders/kernels/vq_attention_mma.cu and ..._int8.cu.
+"""Decode attention on NVIDIA tensor cores: host side of metal_shaders/kernels/mma.
 
 A second kernel for what the portable `vq_attention` computes, CUDA only, faster, for the geometries `supports` names.
 """
@@ -39,12 +39,12 @@ _INT8_COLUMNS, _INT8_SUBVEC_DIMS, _MAX_QUERY = 4, (4, 8), 32512
 # Concurrent calls must not share merge tickets; far more than can be in flight.
 _NUM_TICKETS = 64
 
-_INPUTS = (
+INPUTS = (
     "queries", "pool", "page_table", "ring_keys", "ring_values", "sink_keys", "sink_values", "key_tables",
     "value_tables", "steps", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "rows",
     "params", "tickets",
 )  # fmt: skip
-_OUTPUTS = ("out", "partial", "split_stats")
+OUTPUTS = ("out", "partial", "split_stats")
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,32 @@ class Variant:
     """An arithmetic of the kernel.
 
     Attributes:
-        math: its class in the kernel's text.
-        files: the text.
+        name: of the kernel.
+        arithmetic: its file in kernels/mma.
+        math: its class there.
     """
 
+    name: str
+    arithmetic: str
     math: str
-    files: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """The kernel's files, as they are compiled."""
-        paths = "include/page.h", *(f"kernels/{name}.cu" for name in self.files)
+        files = "device", "launch", "tables", "start", "merge", self.arithmetic, "exact", "pages", "attend"
+        paths = "include/page.h", *(f"kernels/mma/{name}.cu" for name in files)
         return host_numbers() + "".join(strip_comments(read(path)) for path in paths)
 
     @property
     def body(self) -> str:
         """The kernel's call."""
-        arguments = ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in _INPUTS + _OUTPUTS)
-        template = f"T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, ::vecinfer_mma::{self.math}"
-        return f"::vecinfer_mma::attend<{template}>({arguments});"
+        arguments = ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in INPUTS + OUTPUTS)
+        config = f"Config<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, ::vecinfer_mma::{self.math}>"
+        return f"::vecinfer_mma::attend<::vecinfer_mma::{config}>({{{arguments}}});"
 
 
-HALF = Variant("HalfMath", ("vq_attention_mma",))
-INT8 = Variant("Int8Math", ("vq_attention_mma", "vq_attention_mma_int8"))
+HALF = Variant("vq_attention_mma", "half", "HalfMath")
+INT8 = Variant("vq_attention_mma_int8", "int8", "Int8Math")
 
 
 @dataclass(frozen=True)
@@ -386,9 +389,9 @@ class AttentionMma:
             if not mx.cuda.is_available():
                 raise KernelError("vq_attention_mma runs on NVIDIA GPUs only; choose another back end")
             self._kernels[variant, head_dim] = mx.fast.cuda_kernel(
-                name=f"{variant.files[-1]}_{head_dim}",
-                input_names=list(_INPUTS),
-                output_names=list(_OUTPUTS),
+                name=f"{variant.name}_{head_dim}",
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
                 source=variant.body,
                 header=by_name(variant.text),
                 shared_memory=_SHARED_BYTES[head_dim],

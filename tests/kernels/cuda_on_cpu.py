@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.tensor_core import _INPUTS, _OUTPUTS, AttentionMma, Variant
+from quant_core.backends.tensor_core import INPUTS, OUTPUTS, AttentionMma, Variant
 from tests.msl_on_cpu.compiler import CLANG, cache_dir
 
 _HEADER = Path(__file__).with_suffix(".h")
@@ -59,7 +59,7 @@ class CpuAttentionMma(AttentionMma):
             pointers = (ctypes.c_void_p * len(buffers))(*(b.ctypes.data for b in buffers))
             library = _library(_source(variant, dict(template)))
             library.launch(pointers, grid[0] // 256, grid[1], grid[2])
-            assert not buffers[_INPUTS.index("tickets")].any(), "the kernel leaves its tickets zero"
+            assert not buffers[INPUTS.index("tickets")].any(), "the kernel leaves its tickets zero"
             out = mx.array(buffers[len(inputs)]).view(output_dtypes[0]).reshape(output_shapes[0])
             return [out]
 
@@ -81,13 +81,14 @@ def _source(variant: Variant, template: dict[str, Any]) -> str:
         text = _with_body(text, name, body)
     assert "asm" not in text, "a function in PTX has no entry in _BODIES"
     arguments = ", ".join(
-        f"static_cast<{_POINTERS.get(n, '__half')}*>(pointers[{i}])" for i, n in enumerate(_INPUTS + _OUTPUTS)
+        f"static_cast<{_POINTERS.get(n, '__half')}*>(pointers[{i}])" for i, n in enumerate(INPUTS + OUTPUTS)
     )
     names = ("D", "KD", "VD", "KG", "VG", "HKV", "GQA", "L", "PERM")
     values = ", ".join(["T", *(str(int(template[n])) for n in names), f"vecinfer_mma::{variant.math}"])
+    call = f"vecinfer_mma::attend<vecinfer_mma::Config<{values}>>({{{arguments}}});"
     return (
         f'#include "{_HEADER}"\n{text}using T = {_TYPES[template["T"]]};\n'
-        f"static void** pointers;\nstatic void thread() {{ vecinfer_mma::attend<{values}>({arguments}); }}\n"
+        f"static void** pointers;\nstatic void thread() {{ {call} }}\n"
         'extern "C" void launch(void** p, int x, int y, int z) { pointers = p; launch_grid(x, y, z, thread); }\n'
     )
 

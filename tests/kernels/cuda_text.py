@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from quant_core.backends.kernel_text import load_kernel
+from quant_core.backends.tensor_core import INPUTS, INT8, OUTPUTS, Variant
 
 CTYPES = {
     mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.float32: "float", mx.int32: "int32_t", mx.uint8: "uint8_t",
@@ -32,6 +33,20 @@ def cuda_source(name: str, inputs: list[mx.Dtype], outputs: list[mx.Dtype], temp
     return (
         f"{_PRELUDE}{k.header}\nnamespace mlx::core::cu {{\n"
         f"__global__ void custom_kernel_{name}({', '.join(arguments)}) {{\n{constants}{k.source}\n}}\n}}\n"
+    )
+
+
+def tensor_core_source(variant: Variant, dtype: mx.Dtype, template: list[tuple[str, Any]]) -> str:
+    """The same of the tensor-core kernel, which has no entry in the manifest."""
+    types = {"queries": CTYPES[dtype], "out": CTYPES[dtype], "pool": "uint8_t"}
+    types |= dict.fromkeys(("key_tables", "value_tables"), "uint8_t" if variant is INT8 else "__half")
+    types |= dict.fromkeys(("page_table", "channels", "rows", "params", "tickets"), "int32_t")
+    types |= dict.fromkeys(("steps", "key_mean", "trig", "value_mean", "partial", "split_stats"), "float")
+    arguments = [f"const {types.get(n, '__half')}* {n}" for n in INPUTS] + [f"{types[n]}* {n}" for n in OUTPUTS]
+    constants = "".join(_constant(n, v) for n, v in [("T", dtype), *template])
+    return (
+        f"{_PRELUDE}{variant.text}\nnamespace mlx::core::cu {{\n"
+        f"__global__ void custom_kernel_mma({', '.join(arguments)}) {{\n{constants}{variant.body}\n}}\n}}\n"
     )
 
 

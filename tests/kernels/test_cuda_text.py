@@ -13,8 +13,9 @@ from quant_core.backends import launch
 from quant_core.backends.cuda import build, by_name
 from quant_core.backends.decode_plan import choose_shape
 from quant_core.backends.kernel_text import load_kernel, manifest
+from quant_core.backends.tensor_core import HALF, INT8, Variant
 from tests.kernels.checks import variant
-from tests.kernels.cuda_text import compile_log, cuda_source, toolchain
+from tests.kernels.cuda_text import compile_log, cuda_source, tensor_core_source, toolchain
 from tests.kernels.scene import make_codec
 
 F16, F32, I32, U8 = mx.float16, mx.float32, mx.int32, mx.uint8
@@ -63,6 +64,15 @@ def test_cuda_text_compiles(index: int) -> None:
     for name, source in sources(index).items():
         log = compile_log(source)
         assert log is None, f"{name}, variant {ROWS[index]}:\n{log}"
+
+
+@pytest.mark.parametrize("variant", [HALF, INT8], ids=lambda v: v.name)
+def test_the_tensor_core_text_compiles(variant: Variant) -> None:
+    if toolchain() is None:
+        pytest.skip("not run: NVRTC and the CUDA headers are not installed (pip install nvidia-cuda-nvrtc ...)")
+    sizes = {"D": 64, "KD": 4, "VD": 8, "KG": 4, "VG": 2, "HKV": 3, "GQA": 3, "L": 1}
+    source = tensor_core_source(variant, mx.float16, [*sizes.items(), ("PERM", True)])
+    assert compile_log(source) is None
 
 
 def test_the_header_is_read_from_a_file_that_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

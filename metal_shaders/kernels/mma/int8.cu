@@ -1,14 +1,16 @@
-// vq_attention_mma, int8: the arithmetic of vq_attention_mma.cu for tables whose entries are whole multiples of a step
-// (quant_core/codec/table_grid.py), on the integer tensor cores. Its text follows that file's.
+// mma/int8: the arithmetic of a warp for tables whose entries are whole multiples of a step
+// (quant_core/codec/table_grid.py), on the integer tensor cores. It takes the place of mma/half where it fits.
 //
-// What     Int8Math takes the place of HalfMath for up to 4 query columns, sub-vectors of 4 and 8. A column of queries or
-//          weights is a 16-bit whole number, 256 hi + lo, and takes two of the operand's 8 columns: 2h its hi, 2h + 1 its
-//          lo. So lane (g, t) finds both sums of column t, and adds them. The tables take half the look-up's bytes.
+// What     A column of queries or weights is a 16-bit whole number, 256 hi + lo, and takes two of the operand's 8 columns:
+//          2h its hi, 2h + 1 its lo. So lane (g, t) finds both sums of column t, and adds them. The tables take half the
+//          look-up's bytes.
 // Inputs   key_tables, value_tables [Hkv, G, 256, d] int8; steps [Hkv, KG + VG + 1] float32: of the tables, then what
-//          ||q'|| is multiplied with to give the unit of a column's queries (see attention_mma.py).
-// Memory   as there; entry c of the keys once for each lane (d 4) or for every second one (d 8).
+//          ||q'|| is multiplied with to give the unit of a column's queries (tensor_core.py: _int8_tables).
+// Template D 64 | 128, KD, VD 4 | 8, KG, VG 1 | 2 | 4 (VD 8: 1 | 2), NC 1-4 query columns.
+// Memory   as mma/tables; entry c of the keys once for each lane (d 4) or for every second one (d 8).
 // Numerics queries are rounded to 1 / 32512 of a bound of the largest (all rotations of a column share it), weights to
-//          1 / 65535 of the page's largest; products and sums of a page are exact. Sinks and ring in float16 as there.
+//          1 / 65535 of the page's largest; products and sums of a page are exact. Sinks and ring in float16 as mma/half.
+// Limits   a page of 64 tokens; 4 query columns.
 namespace vecinfer_mma {
 
 // 1.5 x 2^23: an int32 sum that starts at its bits is, read as a float, that number plus the sum, up to 2^22.
@@ -48,7 +50,7 @@ __device__ __forceinline__ float join_parts(int hi, int lo) {
   return fmaf(__int_as_float(hi) - kFloatZero, 256.f, __int_as_float(lo) - kFloatZero);
 }
 
-// See HalfMath. Lane (g, t) holds column t.
+// The interface of HalfMath. Lane (g, t) holds column t.
 template <int D, int KD, int VD, int KG, int VG, int NC> struct Int8Math {
   static_assert(NC <= 4 && KD != 2 && VD != 2);
   static constexpr int kScores = 2, kKeyUnits = D / KD / 8, kValueUnits = D / VD / 8;
@@ -104,7 +106,8 @@ template <int D, int KD, int VD, int KG, int VG, int NC> struct Int8Math {
 #pragma unroll
     for (int u = 0; u < D / 32; u++) {
       uint4 v = make_uint4(0, 0, 0, 0);
-      if (g % 2 == 0 && g / 2 < NC) v = *reinterpret_cast<const uint4*>(sh.made + slot * NC * D + (u * NC * 4 + g / 2 * 4 + t) * 8);
+      if (g % 2 == 0 && g / 2 < NC)
+        v = *reinterpret_cast<const uint4*>(sh.made + slot * NC * D + (u * NC * 4 + g / 2 * 4 + t) * 8);
       exact_q[2 * u][0] = v.x;
       exact_q[2 * u][1] = v.y;
       exact_q[2 * u + 1][0] = v.z;
@@ -209,7 +212,8 @@ template <int D, int KD, int VD, int KG, int VG, int NC> struct Int8Math {
         }
 #pragma unroll
         for (int i = 0; i < VD / 2; i++)
-          mma8<true>(c[i], pair == 0, d[0][2 * i], d[0][2 * i + 1], d[1][2 * i], d[1][2 * i + 1], w[2 * pair], w[2 * pair + 1]);
+          mma8<true>(c[i], pair == 0, d[0][2 * i], d[0][2 * i + 1], d[1][2 * i], d[1][2 * i + 1], w[2 * pair],
+                     w[2 * pair + 1]);
       }
 #pragma unroll
       for (int i = 0; i < VD / 2; i++) {
