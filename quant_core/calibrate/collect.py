@@ -67,7 +67,7 @@ class LayerSamples:
 
     @classmethod
     def empty(cls, geometry: LayerGeometry) -> LayerSamples:
-        """No samples yet."""
+        """Samples of no window yet, all sums zero."""
         heads, key_dim, value_dim = geometry.num_kv_heads, geometry.key_dim, geometry.value_dim
         return cls(
             geometry,

@@ -89,7 +89,7 @@ class NudgedCache:
 
     @property
     def state(self) -> list[mx.array]:
-        """Every array held."""
+        """Every array held, for models that evaluate caches."""
         return list(self._past)
 
 

@@ -249,7 +249,7 @@ class CodedCache:
 
     @property
     def state(self) -> list[mx.array]:
-        """Every array held."""
+        """Every array held, for models that evaluate caches."""
         return list(self._held or ())
 
     def _through_codes(self, keys: mx.array, values: mx.array, tables: Sequence[mx.array]) -> tuple[mx.array, mx.array]:

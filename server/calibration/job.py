@@ -47,7 +47,7 @@ class Job:
         return self.state in TERMINAL
 
     def begin(self) -> None:
-        """Its turn came."""
+        """Its turn came: it is collecting from now on."""
         self.started_at = time.time()
         self._set("collecting", "starting")
 
@@ -68,7 +68,7 @@ class Job:
             self._set("storing", "writing the artifact")
 
     def store(self, artifact_id: str, report: dict[str, Any]) -> None:
-        """It ended well."""
+        """It ended well; `report` is EvaluationReport.to_dict()."""
         self.artifact_id = artifact_id
         self.report = report
         self.fraction = 1.0

@@ -42,7 +42,7 @@ class CalibrationCall:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StoredCodec:
     """A codec that was stored."""
 
     artifact_id: str
@@ -123,7 +123,7 @@ def calibrate(
     console.print(f"stored as {outcome.artifact_id}{', active' if outcome.active else ''}{outcome.remark}")
 
 
-def _calibrate_there(request: CalibrationCall, url: str, key_file: Path | None, errors: Console) -> Outcome:
+def _calibrate_there(request: CalibrationCall, url: str, key_file: Path | None, errors: Console) -> StoredCodec:
     """A job of the running server, followed to its end.
 
     Raises:
@@ -149,7 +149,7 @@ def _calibrate_there(request: CalibrationCall, url: str, key_file: Path | None, 
     return _outcome(job, request.activate, errors)
 
 
-def _outcome(job: dict[str, Any], activate: bool, errors: Console) -> Outcome:
+def _outcome(job: dict[str, Any], activate: bool, errors: Console) -> StoredCodec:
     from server.errors import ServerError
 
     if job["state"] != "stored":
@@ -157,7 +157,7 @@ def _outcome(job: dict[str, Any], activate: bool, errors: Console) -> Outcome:
             errors.print(render(job["report"]))
         raise ServerError(job["error"] or f"the calibration ended as {job['state']}")
     refused = activate and not job["activated"]
-    return Outcome(job["artifact_id"], job["report"], job["activated"], f"; {job['detail']}" if refused else "")
+    return StoredCodec(job["artifact_id"], job["report"], job["activated"], f"; {job['detail']}" if refused else "")
 
 
 def _settled(client: httpx.Client, path: str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _settled(client: httpx.Client, path: str) -> dict[str, Any]:
 
 
 def _body(request: CalibrationCall) -> dict[str, Any]:
-    """Of POST /admin/calibrations."""
+    """The body of POST /admin/calibrations."""
     from server.calibration.options import WIRE_NAMES
 
     body: dict[str, Any] = {WIRE_NAMES.get(name, name): value for name, value in request.options.items()}
@@ -209,7 +209,7 @@ def _job_events(client: httpx.Client, path: str) -> Iterator[dict[str, Any]]:
 
 def _calibrate_here(
     request: CalibrationCall, config_file: Path | None, model: str | None, data_dir: Path | None, errors: Console
-) -> Outcome:
+) -> StoredCodec:
     """Load the model in this process, calibrate and store."""
     from server.model.device import prepare_device
 
@@ -227,7 +227,7 @@ def _calibrate_here(
         except GateError as error:
             errors.print(render(error.report.to_dict()))
             raise
-    return Outcome(artifact_id, loss, request.activate)
+    return StoredCodec(artifact_id, loss, request.activate)
 
 
 def render(report: dict[str, Any]) -> Table:

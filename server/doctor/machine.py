@@ -18,7 +18,7 @@ _PROGRAM_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """A machine as MLX sees it.
 
     Attributes:
@@ -48,11 +48,11 @@ class Machine:
 
 
 @lru_cache(maxsize=1)
-def this_machine() -> Machine:
+def this_machine() -> MachineFacts:
     """The facts, asked for once."""
     info, backend = mx.device_info(), resolve_backend("auto")
     working_set = info.get("max_recommended_working_set_size", info.get("total_memory"))
-    return Machine(
+    return MachineFacts(
         chip=str(info.get("device_name") or platform.processor() or "unknown"),
         architecture=str(info.get("architecture", platform.machine())),
         system=_system(),

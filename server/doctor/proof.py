@@ -122,9 +122,11 @@ def activation_dtype(model: Any) -> mx.Dtype:
 def verdict_key(backend: str, cases: Collection[Case]) -> str:
     """Changes with anything a verdict depends on: machine, system, MLX, kernels, geometry."""
     facts = {
-        "machine": this_machine().versions(), "backend": backend, "kernels": kernel_hash(),
+        "machine": this_machine().versions(),
+        "backend": backend,
+        "kernels": kernel_hash(),
         "cases": sorted(c.label for c in cases),
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 

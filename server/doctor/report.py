@@ -25,7 +25,7 @@ from quant_core.proof.scenes import Case, random_layer_codec, standard_cases
 from quant_core.proof.selftest import KernelVerdict
 from quant_core.slices import run
 from server.config import ServerConfig, blas_environment, user_data_dir
-from server.doctor.machine import Machine, kernel_hash, this_machine
+from server.doctor.machine import MachineFacts, kernel_hash, this_machine
 from server.doctor.proof import cases_for, run_selftest, verdict_key
 from server.doctor.verdict_book import VERDICTS_FILE, VerdictBook
 from server.errors import ModelError
@@ -68,7 +68,7 @@ class Examination:
         kernels: empty for the reference back end, which needs no proof.
     """
 
-    machine: Machine
+    machine: MachineFacts
     kernel_hash: str
     backend: str
     blas: str | None

@@ -76,7 +76,7 @@ class VerdictBook:
         self._save({})
 
     def write(self, verdict: Verdict) -> None:
-        """Keep the verdict."""
+        """Keep the verdict in the place of the attempts."""
         self._save({"verdict": asdict(verdict)})
 
     def _attempts(self) -> dict[str, int]:

@@ -111,7 +111,7 @@ def bootout_command(label: str) -> tuple[str, ...]:
 
 
 def print_command(label: str) -> tuple[str, ...]:
-    """Show it."""
+    """Tell state, process id and last exit of a daemon; needs no root."""
     return (LAUNCHCTL, "print", f"system/{label}")
 
 

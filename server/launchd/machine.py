@@ -50,7 +50,7 @@ class Answer:
 
 
 class Machine:
-    """This machine."""
+    """What installing needs of the operating system; tests put another in its place."""
 
     is_macos: bool = sys.platform == "darwin"
 
@@ -61,7 +61,7 @@ class Machine:
 
     @property
     def memory_bytes(self) -> int:
-        """Installed memory."""
+        """All memory of this machine, in use or not."""
         return int(psutil.virtual_memory().total)
 
     def account(self, name: str) -> Account | None:
@@ -110,5 +110,4 @@ class Machine:
         return Answer(answer.status_code, body if isinstance(body, dict) else {})
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
         time.sleep(seconds)

@@ -26,7 +26,7 @@ class Places:
 
     @property
     def config(self) -> Path:
-        """The daemon's config.yaml."""
+        """What the daemon is started with; kept when it is installed again."""
         return self.prefix / "config.yaml"
 
     @property

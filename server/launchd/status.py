@@ -42,7 +42,7 @@ class ServiceStatus:
         return NOT_READY if running else NOT_RUNNING
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The status for a person, a line per subject."""
         if not self.installed:
             return ["not installed: `sudo vecinfer service install`"]
         lines = [f"launchd   {_launchd_line(self.launchd)}"]

@@ -58,11 +58,9 @@ class MakeFolder:
     owner: str
 
     def describe(self) -> str:
-        """Path, owner, mode."""
         return f"folder {self.path}  ({self.owner}, {self.mode:04o})"
 
     def take(self, machine: Machine) -> None:
-        """Make it."""
         account = required_account(machine, self.owner)
         with _explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -128,11 +126,9 @@ class Lint:
     plist: Path
 
     def describe(self) -> str:
-        """The command."""
         return f"run {shlex.join((PLUTIL, '-lint', str(self.plist)))}"
 
     def take(self, machine: Machine) -> None:
-        """Run it."""
         outcome = machine.run((PLUTIL, "-lint", str(self.plist)))
         if not outcome.ok:
             raise ServiceError(f"plutil refuses {self.plist}: {outcome.output}")
@@ -145,11 +141,9 @@ class Unload:
     label: str
 
     def describe(self) -> str:
-        """The command."""
         return f"run {shlex.join(bootout_command(self.label))}\n    (if it is loaded; waits until it has ended)"
 
     def take(self, machine: Machine) -> None:
-        """Run it."""
         Launchctl(machine).bootout(self.label)
 
 
@@ -161,11 +155,9 @@ class Load:
     plist: Path
 
     def describe(self) -> str:
-        """The commands."""
         return f"run {shlex.join(enable_command(self.label))}\nrun {shlex.join(bootstrap_command(self.plist))}"
 
     def take(self, machine: Machine) -> None:
-        """Run them."""
         launchctl = Launchctl(machine)
         launchctl.enable(self.label)
         launchctl.bootstrap(self.plist)
@@ -178,11 +170,9 @@ class RemoveFile:
     path: Path
 
     def describe(self) -> str:
-        """Its path."""
         return f"remove {self.path}"
 
     def take(self, machine: Machine) -> None:
-        """Remove it."""
         with _explained(self.path):
             self.path.unlink(missing_ok=True)
 

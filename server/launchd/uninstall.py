@@ -20,7 +20,6 @@ class RemoveOwn:
     places: Places
 
     def describe(self) -> str:
-        """The paths."""
         return "\n".join(f"remove {path}" for path in self._own)
 
     def take(self, machine: Machine) -> None:

@@ -31,11 +31,9 @@ class CheckEnvironment:
         return (SUDO, "-n", "-H", "-u", self.user, str(self.python), "-P", "-c", program)
 
     def describe(self) -> str:
-        """The command."""
         return f"check that {self.user} can run this Python environment:\n    {shlex.join(self.command)}"
 
     def take(self, machine: Machine) -> None:
-        """Run it."""
         outcome = machine.run(self.command)
         if not outcome.ok:
             raise ServiceError(
@@ -53,7 +51,6 @@ class CheckPort:
     port: int
 
     def describe(self) -> str:
-        """The address."""
         return f"check that port {self.port} on {self.host} is free"
 
     def take(self, machine: Machine) -> None:
@@ -76,7 +73,6 @@ class WaitUntilLive:
     err: Path
 
     def describe(self) -> str:
-        """The address."""
         return f"wait for {self.url}/livez, at most {LIVE_TIMEOUT_S} s"
 
     def take(self, machine: Machine) -> None:

@@ -21,7 +21,7 @@ from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import KernelError
 from quant_core.proof.scenes import Case, random_layer_codec
 from quant_core.proof.selftest import prove
-from server.measure.clock import Chain, Timing, copy_bandwidth, measure
+from server.measure.clock import Chain, KernelTiming, copy_bandwidth, measure
 
 SHAPES = ((1, 2048), (1, 4096), (1, 16384), (1, 65536), (1, 196608), (8, 4096), (8, 32768), (32, 4096), (64, 8192))
 BITS = ((2, 2), (1, 1), (4, 2), (4, 4))
@@ -40,7 +40,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Row:
+class AttentionRow:
     """One method at one shape.
 
     Attributes:
@@ -70,7 +70,7 @@ def run(
     *,
     affine: bool = True,
     portable: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[AttentionRow]:
     """Measure every method at every shape, one row at a time.
 
     Args:
@@ -94,10 +94,10 @@ def run(
         base = _measure(_float16(geometry, batch, context))
         full = 4 * batch * context * geometry.num_kv_heads * geometry.head_dim
 
-        def row(method: str, timing: Timing, nbytes: float, shape: tuple[int, int] = (batch, context),
-                reference_us: float = base.kernel_us) -> Row:  # fmt: skip
+        def row(method: str, timing: KernelTiming, nbytes: float, shape: tuple[int, int] = (batch, context),
+                reference_us: float = base.kernel_us) -> AttentionRow:  # fmt: skip
             rate = nbytes / max(timing.kernel_us, 1e-3) * 1e6
-            return Row(
+            return AttentionRow(
                 method, *shape, round(timing.kernel_us, 2), round(timing.call_us, 2), int(nbytes), round(rate / 1e9, 1),
                 round(rate / bandwidth, 3), round(reference_us / max(timing.kernel_us, 1e-3), 3), timing.source,
             )  # fmt: skip
@@ -112,8 +112,8 @@ def run(
             del chain
 
 
-def report(rows: Sequence[Row], geometry: Geometry, backend: str) -> dict[str, Any]:
-    """What `--json` writes."""
+def report(rows: Sequence[AttentionRow], geometry: Geometry, backend: str) -> dict[str, Any]:
+    """What `--json` writes: the rows, and what they were measured on."""
     return {
         "device": mx.device_info().get("device_name", "cpu"),
         "mlx": version("mlx"),
@@ -123,7 +123,7 @@ def report(rows: Sequence[Row], geometry: Geometry, backend: str) -> dict[str, A
     }
 
 
-def _measure(chain: Chain) -> Timing:
+def _measure(chain: Chain) -> KernelTiming:
     timing = measure(chain)
     mx.clear_cache()
     return timing

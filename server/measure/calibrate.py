@@ -13,7 +13,7 @@ import numpy as np
 from quant_core.calibrate.options import CalibrationOptions, PresetName
 from quant_core.calibrate.presets import preset
 from quant_core.calibrate.procedure import calibrate
-from server.measure.random_model import ModelShape
+from server.measure.random_model import BenchShape
 
 # Windows compared with the exact cache in the end, as a server holds back a share of the preset's.
 NUM_HELD_OUT = 4
@@ -30,11 +30,11 @@ class PhaseTime:
     peak_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """A row of what `--json` writes."""
         return asdict(self)
 
 
-def bench_calibrate(model: Any, shape: ModelShape, name: PresetName, bits: int) -> Iterator[PhaseTime]:
+def bench_calibrate(model: Any, shape: BenchShape, name: PresetName, bits: int) -> Iterator[PhaseTime]:
     """Calibrate on random tokens, which cost what text costs; yields each phase as it ends."""
     sizes = preset(name)
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ _CHAIN_S = 0.1
 
 
 @dataclass(frozen=True)
-class Timing:
+class KernelTiming:
     """Microseconds of one call.
 
     Attributes:
@@ -35,7 +35,7 @@ class Timing:
     source: str
 
 
-def measure(chain: Chain) -> Timing:
+def measure(chain: Chain) -> KernelTiming:
     """Time a chain of calls."""
     mx.eval(chain(1))
     started = time.perf_counter()
@@ -44,8 +44,8 @@ def measure(chain: Chain) -> Timing:
     mx.eval(chain(num_calls))
     call_us = _wall_us(chain, num_calls)
     if mx.cuda.is_available() and importlib.util.find_spec("torch") is not None:
-        return Timing(_profiled_us(chain, num_calls), call_us, "profiler")
-    return Timing(max(0.0, call_us - _empty_call_us()), call_us, "graph")
+        return KernelTiming(_profiled_us(chain, num_calls), call_us, "profiler")
+    return KernelTiming(max(0.0, call_us - _empty_call_us()), call_us, "graph")
 
 
 def copy_bandwidth() -> float:

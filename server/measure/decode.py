@@ -19,7 +19,7 @@ from quant_core.cache.pool import Pool
 from quant_core.cache.row import Row
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec.spec import PAGE_SIZE
-from server.measure.random_model import ModelShape, random_codec
+from server.measure.random_model import BenchShape, random_codec
 
 # A page fills in so many: each row is flushed once, in the warm-up too, which compiles what that needs.
 WARM_UP_STEPS = PAGE_SIZE
@@ -49,12 +49,12 @@ class Measurement:
     flush_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """A row of what `--json` writes."""
         return asdict(self)
 
 
 def bench_decode(
-    model: Any, shape: ModelShape, methods: list[str], batches: list[int], contexts: list[int]
+    model: Any, shape: BenchShape, methods: list[str], batches: list[int], contexts: list[int]
 ) -> Iterator[Measurement]:
     """Decode speed of every method, batch and context; methods: "fp16", "affine8", "affine4", "vq-K-V"."""
     for context in contexts:
@@ -63,14 +63,14 @@ def bench_decode(
                 yield _guarded("decode", method, batch, context, lambda: _decode(model, shape, method, batch, context))  # noqa: B023
 
 
-def bench_prefill(model: Any, shape: ModelShape, methods: list[str], contexts: list[int]) -> Iterator[Measurement]:
+def bench_prefill(model: Any, shape: BenchShape, methods: list[str], contexts: list[int]) -> Iterator[Measurement]:
     """Prompt reading speed in chunks of PREFILL_CHUNK, one prompt."""
     for context in contexts:
         for method in methods:
             yield _guarded("prefill", method, 1, context, lambda: _prefill(model, shape, method, context))  # noqa: B023
 
 
-def fp16_bytes(shape: ModelShape, batch: int, context: int) -> int:
+def fp16_bytes(shape: BenchShape, batch: int, context: int) -> int:
     """Bytes of a float16 cache."""
     return 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim * batch * context
 
@@ -85,7 +85,7 @@ def _guarded(phase: str, method: str, batch: int, context: int, run: Callable[[]
         mx.clear_cache()
 
 
-def _decode(model: Any, shape: ModelShape, method: str, batch: int, context: int) -> Measurement:
+def _decode(model: Any, shape: BenchShape, method: str, batch: int, context: int) -> Measurement:
     total = context + WARM_UP_STEPS + NUM_STEPS + 1
     caches, flush, held = _filled_caches(model, shape, method, batch, context, total)
     mx.reset_peak_memory()
@@ -112,7 +112,7 @@ def _decode(model: Any, shape: ModelShape, method: str, batch: int, context: int
     )  # fmt: skip
 
 
-def _prefill(model: Any, shape: ModelShape, method: str, context: int) -> Measurement:
+def _prefill(model: Any, shape: BenchShape, method: str, context: int) -> Measurement:
     caches, flush, held = _empty_caches(model, shape, method, context)
     tokens = mx.random.randint(0, shape.vocab_size, (1, context))
     _read(model, caches, tokens[:, :PREFILL_CHUNK], flush)
@@ -134,7 +134,7 @@ def _read(model: Any, caches: list[Any], tokens: mx.array, flush: Callable[[], o
     mx.synchronize()
 
 
-def _store(model: Any, shape: ModelShape, method: str, num_pages: int) -> PackedStore:
+def _store(model: Any, shape: BenchShape, method: str, num_pages: int) -> PackedStore:
     _, key_bits, value_bits = method.split("-")
     codec = random_codec(shape, int(key_bits), int(value_bits))
     page_bytes = page_layout(codec).page_bytes
@@ -145,7 +145,7 @@ def _store(model: Any, shape: ModelShape, method: str, num_pages: int) -> Packed
 
 
 def _filled_caches(
-    model: Any, shape: ModelShape, method: str, batch: int, context: int, total: int
+    model: Any, shape: BenchShape, method: str, batch: int, context: int, total: int
 ) -> tuple[list[Any], Callable[[], int], Callable[[], int]]:
     if method.startswith("vq"):
         store = _store(model, shape, method, batch * (total // PAGE_SIZE + 1))
@@ -175,7 +175,7 @@ def _filled_caches(
 
 
 def _empty_caches(
-    model: Any, shape: ModelShape, method: str, context: int
+    model: Any, shape: BenchShape, method: str, context: int
 ) -> tuple[list[Any], Callable[[], int], Callable[[], int]]:
     if method.startswith("vq"):
         store = _store(model, shape, method, context // PAGE_SIZE + 1)
@@ -198,7 +198,7 @@ def _live_bytes(cache: Any, context: int) -> int:
     return sum(int(a.nbytes) * context // a.shape[2] for a in arrays)
 
 
-def _check_fits(shape: ModelShape, method: str, batch: int, total: int) -> None:
+def _check_fits(shape: BenchShape, method: str, batch: int, total: int) -> None:
     limit = int(mx.device_info().get("memory_size", 0) or mx.device_info().get("total_memory", 0))
     share = 1.0 if method == "fp16" else int(method.removeprefix("affine")) / 16 + 1 / 32
     # mlx-lm's caches grow by making a longer copy, so old and new are held at once.

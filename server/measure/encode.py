@@ -43,7 +43,7 @@ class EncodeRow:
     source: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """A row of what `--json` writes."""
         return asdict(self)
 
 

@@ -100,9 +100,15 @@ def run_evaluation(request: EvaluationRequest, report: Report) -> dict[str, Any]
     started = time.monotonic()
     fit_windows, sizes = _fit_windows(request, loaded, report), request.sizes
     fit = FitText(
-        loaded.model, fit_windows, request.window, request.codebooks, request.seed, request.chunk_tokens,
-        sizes.gradient_tokens, sizes.tuning_tokens,
-    )  # fmt: skip
+        loaded.model,
+        fit_windows,
+        request.window,
+        request.codebooks,
+        request.seed,
+        slice_tokens=request.chunk_tokens,
+        gradient_tokens=sizes.gradient_tokens,
+        tuning_tokens=sizes.tuning_tokens,
+    )
     not_run: list[dict[str, str]] = []
     probe = next((w[: request.chunk_tokens] for windows in scored.values() for w in windows), None)
     for method in list(methods):

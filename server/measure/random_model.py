@@ -18,7 +18,7 @@ from quant_core.codec.table_grid import snap
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class BenchShape:
     """What decides a decoder's cost."""
 
     name: str
@@ -32,12 +32,12 @@ class ModelShape:
     rope_theta: float
 
 
-LLAMA_8B = ModelShape("llama-3.1-8b", 4096, 32, 14336, 32, 8, 128, 128_256, 500_000.0)
-TINY = ModelShape("tiny", 256, 2, 512, 4, 2, 64, 1000, 10_000.0)
+LLAMA_8B = BenchShape("llama-3.1-8b", 4096, 32, 14336, 32, 8, 128, 128_256, 500_000.0)
+TINY = BenchShape("tiny", 256, 2, 512, 4, 2, 64, 1000, 10_000.0)
 SHAPES = {shape.name: shape for shape in (LLAMA_8B, TINY)}
 
 
-def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4) -> Any:
+def random_model(shape: BenchShape, dtype: mx.Dtype = mx.float16, bits: int = 4) -> Any:
     """An mlx-lm Llama with random weights, quantised layer by layer so that memory stays at the quantised size.
 
     On a CPU float32, as a server loads any model there.
@@ -68,7 +68,7 @@ def random_model(shape: ModelShape, dtype: mx.Dtype = mx.float16, bits: int = 4)
     return model
 
 
-def random_codec(shape: ModelShape, key_bits: int, value_bits: int) -> ModelCodec:
+def random_codec(shape: BenchShape, key_bits: int, value_bits: int) -> ModelCodec:
     """A codec of random contents, its tables on a grid as fitted ones are: speed depends on that and the geometry."""
     rng = np.random.default_rng(0)
     dim = shape.head_dim

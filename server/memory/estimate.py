@@ -152,7 +152,7 @@ class CachePlan:
 
 
 def fp16_plan(shape: ModelShape) -> CachePlan:
-    """mlx-lm's own caches."""
+    """mlx-lm's own caches: two bytes a number, sliding layers bounded by their window."""
     return CachePlan("float16", shape.full_layers * _fp16_layer(shape), _sliding_bytes(shape), 1.0)
 
 

@@ -51,7 +51,7 @@ def make_methods(
 
 
 def base_name(name: str) -> str:
-    """`auto` of `auto:4/2@128`."""
+    """The method without its bits and window: `auto` of `auto:4/2@128`."""
     return name.partition("@")[0].partition(":")[0]
 
 

@@ -23,7 +23,7 @@ class Float16Cache(KVCache):  # type: ignore[misc]
 
 
 class Float16:
-    """Method `float16`."""
+    """Method `float16`: mlx-lm's own caches, rounded; the base of every ratio."""
 
     name = "float16"
     key_bits = 16.0
@@ -32,7 +32,7 @@ class Float16:
     window: int | None = None
 
     def prepare(self, text: FitText) -> Generator[float, None, None]:
-        """Nothing is fitted."""
+        """Done at once: nothing is fitted."""
         yield 1.0
 
     def new_caches(self, model: Any) -> Caches:

@@ -13,7 +13,7 @@ from quant_core.evaluation.methods.base import FitText
 
 
 class ArtifactMethod:
-    """Method `artifact`."""
+    """Method `artifact`: the codec and the windows of one stored artifact, `--artifact ID`."""
 
     name = "artifact"
 
