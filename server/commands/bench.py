@@ -54,7 +54,7 @@ def attention(
     chosen = [_pair(s, "x", "--shapes") for s in shapes.split(",")] if shapes else bench.SHAPES
     widths = [_pair(b, "/", "--bits") for b in bits.split(",")]
     console = Console()
-    rows: list[bench.Row] = []
+    rows: list[bench.AttentionRow] = []
     console.print(
         f"{'shape':>12} {'method':>9} {'kernel us':>10} {'call us':>9} {'GB/s':>7} {'of copy':>8} {'x fp16':>7}"
     )
