@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quant_core.errors import ArtifactError
-from server.calibration.queue import CalibrationTarget
+from server.calibration.queue import CalibrationQueue, CalibrationTarget
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,10 @@ def loaded_target(engine: Any, unproven: Any = None) -> Future[CalibrationTarget
     make_store: Any = str
     target.set_result(CalibrationTarget("model", engine.tokenizer, "model-1", make_store, unproven))
     return target
+
+
+def calibration_queue(
+    engine: Any, artifacts: Any, procedure: Any, target: Future[CalibrationTarget] | None = None
+) -> CalibrationQueue:
+    """The real queue over parts that may be stand-ins."""
+    return CalibrationQueue(engine, artifacts, procedure, target or loaded_target(engine))

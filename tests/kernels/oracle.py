@@ -53,7 +53,7 @@ def decoded(codes: np.ndarray[Any, Any], codec: VectorCodec) -> F64:
 def page_codes(scene: Scene, row: int, page: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Key and value codes `[Hkv, P, M]` of one page of a row, read byte by byte from the pool."""
     codes, layer = scene.codes, scene.codes.layer
-    number = int(codes.page_table[row, page].item())
+    number = int(np.array(codes.page_table)[row, page])
     start = number % codes.pages_per_slab * codes.page_bytes + layer.offset
     raw = np.array(codes.pool[number // codes.pages_per_slab, start : start + layer.nbytes])
     blocks = mx.array(raw.reshape(layer.num_kv_heads, layer.head_bytes))

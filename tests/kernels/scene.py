@@ -115,7 +115,7 @@ def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.ar
         axis=-1,
     )
     pool = np.array(codes.pool)
-    number = int(codes.page_table[row, page].item())
+    number = int(np.array(codes.page_table)[row, page])
     start = number % codes.pages_per_slab * codes.page_bytes + layer.offset
     pool[number // codes.pages_per_slab, start : start + layer.nbytes] = np.array(packed).reshape(-1)
     return PagedCodes(mx.array(pool), codes.page_table, codes.num_pages, layer, codes.pages_per_slab, codes.page_bytes)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -63,7 +64,7 @@ def mlx_include() -> Path:
 @lru_cache(maxsize=1)
 def _stamp() -> str:
     """Changes whenever the shim or the runtime does."""
-    digest = hashlib.sha256(mx.__version__.encode())
+    digest = hashlib.sha256(version("mlx").encode())
     for path in sorted([*HERE.glob("include/**/*"), *HERE.glob("runtime/*")]):
         if path.is_file():
             digest.update(path.read_bytes())

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Recorder:
 
     def metal_kernel(self, name: str, **made_of: Any) -> Callable[..., list[mx.array]]:
         """Same signature and shapes as `mx.fast.metal_kernel`."""
-        real = self._real(name=name, **made_of)
+        real: Any = self._real(name=name, **made_of)
 
         def call(
             *, inputs: Sequence[mx.array], output_shapes: Sequence[Any], output_dtypes: Sequence[Any], **launch: Any
@@ -61,7 +62,7 @@ class Recorder:
     def installed(self) -> Iterator[None]:
         """Inside the block the program's kernels are recorded."""
         self._real = mx.fast.metal_kernel
-        mx.fast.metal_kernel = self.metal_kernel
+        mx.fast.metal_kernel = self.metal_kernel  # type: ignore[assignment]
         try:
             yield
         finally:
@@ -117,7 +118,7 @@ def dump(folder: Path, max_variants: int | None = None) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in sources.items():
         (folder / name).write_text(text)
-    index = {"mlx": mx.__version__, "files": sorted(sources)}
+    index = {"mlx": version("mlx"), "files": sorted(sources)}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return [folder / name for name in sorted(sources)]
 
@@ -127,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="made when missing")
     files = dump(parser.parse_args().folder)
-    print(f"{len(files)} kernels, MLX {mx.__version__}, in {files[0].parent}")
+    print(f"{len(files)} kernels, MLX {version('mlx')}, in {files[0].parent}")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class LoadedKernel:
             a.name: Traffic(b.size, b.read_bytes, b.written_bytes, b.read_unique, b.written_unique)
             for a, b in zip(arguments, table, strict=False)
         }
-        numbers = {name: getattr(stats, name) for name, _ in _Stats._fields_[:-1]}
+        numbers = {name: getattr(stats, name) for name, *_ in _Stats._fields_[:-1]}
         return Result(outputs, reports, traffic, self.threadgroup_bytes, numbers)
 
     def _config(

@@ -86,7 +86,7 @@ def metal_kernel(
 ) -> Callable[..., list[mx.array]]:  # fmt: skip
     """Same signature and result as `mx.fast.metal_kernel`; a launch raises KernelFault for anything undefined."""
     extra = {} if compile_options is None else {"compile_options": compile_options}
-    real = _REAL_METAL_KERNEL(
+    real: Any = _REAL_METAL_KERNEL(
         name=name, input_names=input_names, output_names=output_names, source=source, header=header,
         ensure_row_contiguous=ensure_row_contiguous, atomic_outputs=atomic_outputs, **extra,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def _outputs(names: Sequence[str], shapes: Sequence[Any], dtypes: Sequence[Any],
 
 
 def _run(
-    name: str, kernel: LoadedKernel, arguments: list[Argument], grid: tuple[int, ...], group: tuple[int, ...]
+    name: str, kernel: LoadedKernel, arguments: list[Argument], grid: tuple[int, int, int], group: tuple[int, int, int]
 ) -> list[Array]:
     results: list[Result] = []
     _STATE.last[name] = results
@@ -172,7 +172,7 @@ def _run(
             group,
             order=order,
             seed=seed,
-            strict_simd=_STATE.options.strict_simd,  # type: ignore[arg-type]
+            strict_simd=_STATE.options.strict_simd,
         )
         results.append(result)
         if result.reports:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import pytest
 
@@ -126,7 +128,7 @@ def test_a_sound_kernel_passes_in_every_order_and_is_measured() -> None:
 def test_installed_takes_the_place_of_mlx_and_leaves_it() -> None:
     original = mx.fast.metal_kernel
     with msl_on_cpu.installed():
-        kernel = mx.fast.metal_kernel(
+        kernel: Any = mx.fast.metal_kernel(
             name="axpy", input_names=["x", "a"], output_names=["y"],
             source="uint i = thread_position_in_grid.x; y[i] = T(a[0]) * x[i] + T(x_shape[0]);",
         )  # fmt: skip

@@ -113,7 +113,7 @@ def main() -> None:
     """Print a line per batch size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,8,32")
-    mx.set_default_device(mx.cpu)  # type: ignore[arg-type]
+    mx.set_default_device(mx.cpu)
     for batch in map(int, parser.parse_args().batches.split(",")):
         plain, mma, portable = (
             us_a_layer(step)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from quant_core.cache.page_table import PageTable, SlabAllocator, page_name
+from quant_core.cache.page_table import PageReservation, PageTable, SlabAllocator, page_name
 from quant_core.cache.row import Row
 from quant_core.errors import PoolError, PoolFullError
 
@@ -83,6 +83,7 @@ def test_integrity_check_finds(damage: str) -> None:
 
 
 def _grow(table: PageTable, row: Row) -> None:
+    assert isinstance(row.reservation, PageReservation)
     if table.num_available or row.reservation.num_left:
         row.append(table.allocate(row.reservation))
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -15,13 +17,17 @@ def _codec(transform: np.ndarray, spec: VQSpec) -> VectorCodec:
     return VectorCodec(spec, mx.zeros((HEADS, transform.shape[-1])), mx.array(transform, mx.float32), inverse, tables)
 
 
+def _view(array: Any) -> memoryview:
+    return memoryview(array)  # its strides, without a copy
+
+
 def test_arrays_are_row_contiguous() -> None:
     transform = np.linalg.qr(np.random.default_rng(0).standard_normal((HEADS, DIM, DIM)))[0]
-    assert memoryview(mx.array(transform.swapaxes(-1, -2), mx.float32)).strides != (4 * DIM * DIM, 4 * DIM, 4)
+    assert _view(mx.array(transform.swapaxes(-1, -2), mx.float32)).strides != (4 * DIM * DIM, 4 * DIM, 4)
 
     codec = _codec(transform, VQSpec.for_bits(DIM, 2))
 
-    assert memoryview(codec.inverse).strides == memoryview(codec.transform).strides == (4 * DIM * DIM, 4 * DIM, 4)
+    assert _view(codec.inverse).strides == _view(codec.transform).strides == (4 * DIM * DIM, 4 * DIM, 4)
     assert np.allclose(np.array(codec.inverse), transform.swapaxes(-1, -2))
 
 

@@ -76,6 +76,7 @@ def test_weighting_by_queries_lowers_the_error_of_scores() -> None:
     spec = VQSpec.for_bits(64, 2)
     blind = Moments(moments.mean, moments.covariance, moments.max_abs)
     rng = np.random.default_rng(2)
+    assert moments.query_moment is not None
     root = np.linalg.cholesky(moments.query_moment)
     noise = rng.standard_normal((2000, 64)) * 0.1
     errors = []

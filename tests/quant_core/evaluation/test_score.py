@@ -36,7 +36,7 @@ FIELDS = {
 
 
 def _windows(seed: int, count: int, length: int) -> list[list[int]]:
-    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, (count, length)).tolist()
+    return [[int(t) for t in row] for row in np.random.default_rng(seed).integers(0, VOCAB_SIZE, (count, length))]
 
 
 @pytest.fixture(scope="module")

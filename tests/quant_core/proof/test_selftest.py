@@ -88,7 +88,7 @@ class Faulty(ReferenceBackend):
         if self.fault == "attention position":
             starts = tuple(s + 1 for s in starts)
         if self.fault == "attention page":
-            codes = replace(codes, page_table=mx.roll(codes.page_table, 1, axis=1))
+            codes = replace(codes, page_table=mx.roll(codes.page_table, 1, 1))
         out = super().vq_attention(queries, scale, starts, rings, codes, codec, window)
         return mx.where(mx.arange(out.shape[2])[:, None] == 7, 0, out) if self.fault == "attention last" else out
 
@@ -128,10 +128,10 @@ class Fast:
 
     name = "vq_attention_mma"
 
-    def supports(self, queries: mx.array, *arguments: Any) -> bool:
+    def supports(self, queries: mx.array, *arguments: Any, **_: Any) -> bool:
         return queries.shape[2] == 1
 
-    def __call__(self, queries: mx.array, *arguments: Any) -> mx.array:
+    def __call__(self, queries: mx.array, *arguments: Any, **_: Any) -> mx.array:
         return mx.zeros_like(queries)
 
 

@@ -23,12 +23,11 @@ from quant_core.calibrate.report import EvaluationReport, GateError
 from quant_core.slices import Progress
 from server import cli
 from server.calibration.options import JobOptions
-from server.calibration.queue import CalibrationQueue
 from server.calibration.text_file import read_text_files
 from server.config import AccessKeys, HTTPConfig, ServerConfig
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
-from tests.helpers.fake_artifacts import FakeArtifacts, loaded_target
+from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
 from tests.server.http.conftest import eventually
@@ -110,7 +109,7 @@ class Fitted:
 @contextmanager
 def running(fitting: Fitting, keys: AccessKeys | None = None) -> Iterator[tuple[str, FakeEngine]]:
     engine, artifacts = FakeEngine(), FakeArtifacts()
-    service = CalibrationQueue(engine, artifacts, fitting, loaded_target(engine))  # type: ignore[arg-type]
+    service = calibration_queue(engine, artifacts, fitting)
     config = ServerConfig(http=HTTPConfig(port=0))
     server = http_server(create_app(config, engine, keys=keys, calibration=service), config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -18,6 +18,7 @@ from quant_core.backends.choose import choose_backend
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.errors import KernelError
+from quant_core.proof import scenes
 from quant_core.proof.scenes import Case
 from quant_core.slices import run
 from server import cli
@@ -49,7 +50,7 @@ class Device(ReferenceBackend):
 @pytest.fixture(autouse=True)
 def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough rows to find a fault, few enough to be quick."""
-    real, standard = doctor.model_cases, examination.standard_cases
+    real, standard = scenes.model_cases, scenes.standard_cases
 
     def few(cases: list[Case]) -> list[Case]:
         return [replace(c, query_lens=(1,), row_lens=(1, 200)) for c in cases]
@@ -219,7 +220,7 @@ def test_the_kernels_hash_covers_text_and_launches(monkeypatch: pytest.MonkeyPat
     assert first == machine.kernel_hash() and len(first) == 16
     assert isinstance(choose_backend("reference"), ReferenceBackend)
     (tmp_path / "kernel.metal").write_text("text")
-    monkeypatch.setattr(machine.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr("server.doctor.machine.resources.files", lambda package: tmp_path)
     assert machine.kernel_hash() != first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -48,8 +49,9 @@ class FedChoice:
         """All deltas, texts of one kind joined."""
         out: list[Any] = []
         for delta in (d for r in self.results for d in r.event.deltas):
-            if out and type(out[-1]) is type(delta) and hasattr(delta, "text"):
-                out[-1] = type(delta)(*list(vars(delta).values())[:-1], out[-1].text + delta.text)
+            goes_on = bool(out) and type(out[-1]) is type(delta)
+            if goes_on and not isinstance(delta, ToolCallStart | ToolCallEnd):
+                out[-1] = replace(out[-1], text=out[-1].text + delta.text)
             else:
                 out.append(delta)
         return out

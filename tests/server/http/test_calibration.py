@@ -19,7 +19,7 @@ from server.calibration.options import JobOptions
 from server.calibration.queue import CalibrationQueue, CalibrationTarget
 from server.config import ServerConfig
 from server.http.app import create_app
-from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, loaded_target
+from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, calibration_queue, loaded_target
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import USER
 from tests.server.http.test_errors import error_of
@@ -118,7 +118,7 @@ async def admin(engine: FakeEngine, target: Future[CalibrationTarget] | None = N
     artifacts.stored["art-old"] = FakeManifest("art-old", "model-1", {"kl_mean": 0.03})
     artifacts.stored["art-foreign"] = FakeManifest("art-foreign", "model-2", {})
     artifacts.stored["art-a"] = FakeManifest("art-a", "model-1", {})
-    service = CalibrationQueue(engine, artifacts, procedure, target or loaded_target(engine))
+    service = calibration_queue(engine, artifacts, procedure, target)
     app = create_app(ServerConfig(), engine, calibration=service)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

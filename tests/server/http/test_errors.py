@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.interface import StateName
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.fake_tokenizer import FakeTokenizer
 from tests.server.http.conftest import USER, in_process, serve
@@ -173,7 +174,7 @@ async def test_template_that_refuses_and_no_template(engine: FakeEngine) -> None
 
 
 @pytest.mark.parametrize("state", ["loading", "calibrating", "unready", "draining", "failed", "testing"])
-async def test_not_ready(client: httpx.AsyncClient, engine: FakeEngine, state: str) -> None:
+async def test_not_ready(client: httpx.AsyncClient, engine: FakeEngine, state: StateName) -> None:
     engine.set_state(state, detail="reading weights", progress=0.25)
     answer = await client.post(CHAT, json={"messages": USER})
     error = error_of(answer, 503)

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.http.app import create_app
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
-from tests.helpers.fake_artifacts import FakeArtifacts, loaded_target
+from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import USER
 from tests.server.http.test_calibration import Procedure
@@ -83,7 +82,7 @@ def client(runner: asyncio.Runner) -> Iterator[httpx.AsyncClient]:
     engine = FakeEngine(Script(pieces=("a", "b")))
     procedure = Procedure()
     procedure.gate.set()
-    service = CalibrationQueue(engine, FakeArtifacts(), procedure, loaded_target(engine))
+    service = calibration_queue(engine, FakeArtifacts(), procedure)
     app = create_app(ServerConfig(), engine, calibration=service)
     lifespan = app.router.lifespan_context(app)
     runner.run(lifespan.__aenter__())

@@ -268,7 +268,7 @@ def calibration_beside_chats(server: Served) -> Result:
             yield progress
 
     job = server.engine.run_job(slices())
-    rates = []
+    rates: list[float] = []
     while not job.done() and len(rates) < 8:
         rates.append(_tokens_per_s(server.answer([10 + len(rates), *prompt], num_tokens)))
     job.cancel()
