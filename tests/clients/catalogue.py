@@ -33,6 +33,11 @@ class Client:
     def id(self) -> str:
         return f"{self.language}-{self.name}"
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The servers it talks to."""
+        return ("demo",) if re.search(r"\bDEMO\b", self.script.read_text(encoding="utf-8")) else ("plain", "thinking")
+
     def checks(self) -> list[str]:
         """The names of the script's checks; the script is read, not run."""
         pattern = _PYTHON_CHECK if self.language == "python" else _NODE_CHECK
@@ -40,7 +45,14 @@ class Client:
 
 
 _NAMES: dict[tuple[Literal["python", "node"], str], tuple[str, ...]] = {
-    ("python", "quick"): ("openai_sdk", "openai_responses", "anthropic_sdk", "pydantic_ai_client", "openai_agents"),
+    ("python", "quick"): (
+        "openai_sdk",
+        "openai_demo",
+        "openai_responses",
+        "anthropic_sdk",
+        "pydantic_ai_client",
+        "openai_agents",
+    ),
 }
 CLIENTS = tuple(Client(language, env, name) for (language, env), names in _NAMES.items() for name in names)
 

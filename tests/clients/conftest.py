@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,9 @@ import pytest
 from tests.clients.catalogue import Client
 from tests.clients.environments import node_folder, python_of
 from tests.clients.recorder import Record, recording
-from tests.clients.serving import Served, client_environment, served
+from tests.clients.serving import client_environment, served
 
 CLIENT_LIMIT_S = 600
-KINDS = ("plain", "thinking", "demo")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Result:
 class Results:
     """Runs each client once, and keeps how its checks went and what was refused meanwhile."""
 
-    records: dict[str, Record]
+    record: Callable[[str], Record]
     scratch: Path
     found: dict[str, dict[str, Result]] = field(default_factory=dict)
     output: dict[str, str] = field(default_factory=dict)
@@ -48,13 +48,13 @@ class Results:
     def _run(self, client: Client) -> None:
         home = self.scratch / client.id
         home.mkdir()
-        urls = {kind: record.url for kind, record in self.records.items()}
-        for record in self.records.values():
+        records = {kind: self.record(kind) for kind in client.kinds}
+        for record in records.values():
             record.exchanges.clear()
         process = subprocess.run(
             self._command(client, home),
             cwd=home,
-            env=client_environment(urls, home),
+            env=client_environment({kind: record.url for kind, record in records.items()}, home),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -65,7 +65,7 @@ class Results:
         lines = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("CHECK ")]
         self.found[client.id] = {line["check"]: Result(line["error"], line["s"]) for line in lines}
         self.output[client.id] = text
-        for kind, record in self.records.items():
+        for kind, record in records.items():
             record.write(self.scratch / f"{client.id}-{kind}.jsonl")
 
     def _command(self, client: Client, home: Path) -> list[str]:
@@ -79,21 +79,20 @@ class Results:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory, demo_model_dir: Path) -> Iterator[dict[str, Served]]:
-    """The server with each kind of model, in a process of its own."""
+def record(tmp_path_factory: pytest.TempPathFactory, demo_model_dir: Path) -> Iterator[Callable[[str], Record]]:
+    """A recorder before the server with a kind of model; each server is a process of its own, started on first use."""
     folder = tmp_path_factory.mktemp("servers")
     with ExitStack() as stack:
-        yield {kind: stack.enter_context(served(kind, folder / kind, demo_model_dir)) for kind in KINDS}
+
+        @cache
+        def start(kind: str) -> Record:
+            server = stack.enter_context(served(kind, folder / kind, demo_model_dir))
+            return stack.enter_context(recording(server.port))
+
+        yield start
 
 
 @pytest.fixture(scope="session")
-def records(servers: dict[str, Served]) -> Iterator[dict[str, Record]]:
-    """A recorder before each server."""
-    with ExitStack() as stack:
-        yield {kind: stack.enter_context(recording(server.port)) for kind, server in servers.items()}
-
-
-@pytest.fixture(scope="session")
-def results(records: dict[str, Record], tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(record: Callable[[str], Record], tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the clients' checks said."""
-    return Results(records, tmp_path_factory.mktemp("clients"))
+    return Results(record, tmp_path_factory.mktemp("clients"))

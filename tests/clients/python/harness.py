@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# The servers: without thinking, with thinking, and the demo model with its packed cache.
+# The servers: without thinking, with thinking, and, for scripts that name it, the demo model with its packed cache.
 PLAIN = os.environ["CLIENTS_PLAIN_URL"]
 THINKING = os.environ["CLIENTS_THINKING_URL"]
-DEMO = os.environ["CLIENTS_DEMO_URL"]
+DEMO = os.environ.get("CLIENTS_DEMO_URL", "")
 MODEL = "scripted"
 KEY = "local"
 LIMIT_S = 60

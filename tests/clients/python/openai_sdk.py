@@ -3,7 +3,7 @@
 import json
 
 import openai
-from harness import CAPITAL, DEMO, KEY, MODEL, PERSON, PLAIN, THINKING, WEATHER, WEATHERS, check, run
+from harness import CAPITAL, KEY, MODEL, PERSON, PLAIN, THINKING, WEATHER, WEATHERS, check, run
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
@@ -473,20 +473,6 @@ def request_id():
 def base_url_without_v1():
     bare = OpenAI(base_url=PLAIN, api_key=KEY, max_retries=0)
     assert "Paris" in ask(CAPITAL, bare).choices[0].message.content
-
-
-@check
-def demo_chat():
-    demo = OpenAI(base_url=f"{DEMO}/v1", api_key=KEY, max_retries=0)
-    assert ask(CAPITAL, demo, max_tokens=24, temperature=0).choices[0].message.content.strip()
-
-
-@check
-def demo_json_schema():
-    demo = OpenAI(base_url=f"{DEMO}/v1", api_key=KEY, max_retries=0)
-    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
-    choice = ask("Invent a person, as JSON.", demo, response_format=wanted, max_tokens=128, temperature=0).choices[0]
-    assert choice.finish_reason == "length" or set(json.loads(choice.message.content)) == {"name", "age"}
 
 
 run()
