@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from quant_core.calibrate.options import TransformName
 from server.terminal.client import DEFAULT_URL, connect, raise_for_error
 from server.terminal.progress import report_progress
 
@@ -66,7 +67,7 @@ def calibrate(
     bits: Annotated[int | None, _option("Bits per channel of keys and values, 1-4.", min=1, max=4)] = None,
     key_bits: Annotated[int | None, _option("Bits of the keys alone.", min=1, max=4)] = None,
     value_bits: Annotated[int | None, _option("Bits of the values alone.", min=1, max=4)] = None,
-    transform: Annotated[str | None, _option("auto, learned or smooth_hadamard (the paper's).")] = None,
+    transform: Annotated[str | None, _option(f"{', '.join(get_args(TransformName))}.")] = None,
     allocation: Annotated[str | None, _option("uniform, or measured: bits shared out by layer.")] = None,
     seed: Annotated[int | None, _option("Same seed and text, same artifact.", min=0)] = None,
     max_kl: Annotated[float | None, _option("Refuse a codec whose mean KL is larger.")] = None,

@@ -32,7 +32,7 @@ def test_two_bits_stay_close_to_the_exact_cache(demo_model_dir: Path, tmp_path: 
     fit = FitText(loaded.model, _windows(loaded.tokenizer, "decisions.md", 3, 256), WINDOW, 1, gradient_tokens=0)
     methods = make_methods(["learned"], [(2, 2)])
     run(methods[0].prepare(fit))
-    texts = {"http": _windows(loaded.tokenizer, "http.md", 1, 320)}
+    texts = {"design": _windows(loaded.tokenizer, "design.md", 1, 320)}
     (packed,) = run(score(loaded.model, methods, texts, WINDOW, ScoreOptions(256, 8)))
     assert packed.loss.kl_mean < MAX_KL
     assert packed.held.code_bits_per_channel == 2.0
