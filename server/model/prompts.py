@@ -1,19 +1,19 @@
-"""From messages or text to token ids, on a thread of its own so that a long prompt holds nobody up."""
+"""From conversations or text to token ids, on a thread of its own so that a long prompt holds nobody up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jinja2
 
 from server.errors import BadRequestError, ContextLengthError
+from server.model.conversation import Conversation, Json, TextPrompt
 
 T = TypeVar("T")
-Message = dict[str, str]
 
 # Message ends worth a snapshot besides the system message's: the latest ones, which the next turn shares.
 NUM_RECENT_BOUNDARIES = 3
@@ -21,14 +21,20 @@ NUM_RECENT_BOUNDARIES = 3
 MAX_CHARS_PER_TOKEN = 128
 # What templates raise: Jinja's own errors, and plain ones from templates written in Python.
 TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# Of a conversation that the template refuses, so many beginnings are tried to name the message.
+MAX_TRIED_MESSAGES = 64
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """Token ids, and the positions where a message ends (ascending, inside the prompt)."""
+    """Token ids, and the positions where a message ends (ascending, inside the prompt).
+
+    `text` is what was tokenised, empty for prompts that came as token ids.
+    """
 
     ids: tuple[int, ...]
     boundaries: tuple[int, ...] = ()
+    text: str = ""
 
 
 class PromptBuilder:
@@ -54,21 +60,21 @@ def vocab_size(tokenizer: Any) -> int:
     return len(tokenizer)
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[Message], context_len: int) -> TokenizedPrompt:
+def chat_prompt(tokenizer: Any, conversation: Conversation, context_len: int) -> TokenizedPrompt:
     """The conversation through the chat template, ready for the assistant's answer.
 
     Raises:
         BadRequestError: no template, or the template refuses these messages.
         ContextLengthError: more text than the context can hold.
     """
-    if not tokenizer.has_chat_template:
-        raise BadRequestError("this model has no chat template; use /v1/completions", param="messages")
-    text = render_chat(tokenizer, messages, add_generation_prompt=True)
-    ids = _encode(tokenizer, text, context_len, add_special_tokens=False)
-    return TokenizedPrompt(ids, _boundaries(tokenizer, messages, text, ids))
+    if conversation.chat_template is None and not tokenizer.has_chat_template:
+        raise BadRequestError("this model has no chat template; use /v1/completions", param=conversation.param)
+    text = render(tokenizer, conversation)
+    ids = _encode(tokenizer, text, context_len, conversation.param, add_special_tokens=False)
+    return TokenizedPrompt(ids, _boundaries(tokenizer, conversation, text, ids), text)
 
 
-def text_prompt(tokenizer: Any, prompt: str | tuple[int, ...], context_len: int) -> TokenizedPrompt:
+def text_prompt(tokenizer: Any, prompt: TextPrompt, context_len: int) -> TokenizedPrompt:
     """A text (special tokens added as the model expects them), or token ids checked against the vocabulary.
 
     Raises:
@@ -76,9 +82,9 @@ def text_prompt(tokenizer: Any, prompt: str | tuple[int, ...], context_len: int)
         ContextLengthError: more text than the context can hold.
     """
     if isinstance(prompt, str):
-        ids = _encode(tokenizer, prompt, context_len, add_special_tokens=True)
+        ids, text = _encode(tokenizer, prompt, context_len, "prompt", add_special_tokens=True), prompt
     else:
-        ids = prompt
+        ids, text = prompt, ""
         wrong = next((i for i in ids if not 0 <= i < vocab_size(tokenizer)), None)
         if wrong is not None:
             raise BadRequestError(
@@ -86,64 +92,99 @@ def text_prompt(tokenizer: Any, prompt: str | tuple[int, ...], context_len: int)
             )
     if not ids:
         raise BadRequestError("prompt: it has no tokens", param="prompt")
-    return TokenizedPrompt(ids)
+    return TokenizedPrompt(ids, text=text)
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def render(tokenizer: Any, conversation: Conversation) -> str:
     """The template's text.
 
     Raises:
-        BadRequestError: the template refuses these messages (roles must alternate, for one).
+        BadRequestError: the template refuses these messages (roles must alternate, for one); it names the message.
     """
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return _rendered(tokenizer, conversation)
     except TEMPLATE_ERRORS as error:
-        raise BadRequestError(f"the model's chat template refuses these messages: {error}", param="messages") from error
-    return str(text)
+        at = _refused_message(tokenizer, conversation)
+        place = f" at {conversation.param}[{at}]" if at is not None else ""
+        message = f"the model's chat template refuses these messages{place}: {error}"
+        raise BadRequestError(message, param=conversation.param) from error
 
 
-def _encode(tokenizer: Any, text: str, context_len: int, *, add_special_tokens: bool) -> tuple[int, ...]:
+def _rendered(tokenizer: Any, conversation: Conversation) -> str:
+    given: Json = dict(conversation.template_kwargs)
+    if conversation.chat_template is not None:
+        given["chat_template"] = conversation.chat_template
+    if conversation.offered_tools:
+        given["tools"] = [tool.to_wire() for tool in conversation.offered_tools]
+    if conversation.continue_last:
+        given["continue_final_message"] = True
+    given |= {"tokenize": False, "add_generation_prompt": conversation.generation_prompt}
+    return str(tokenizer.apply_chat_template(list(conversation.messages), **given))
+
+
+def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:
+    """The last message of the shortest beginning that the template refuses."""
+    if len(conversation.messages) > MAX_TRIED_MESSAGES:
+        return None
+    for end in range(1, len(conversation.messages) + 1):
+        try:
+            _rendered(tokenizer, _beginning(conversation, end))
+        except TEMPLATE_ERRORS:
+            return end - 1
+    return None
+
+
+def _encode(
+    tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool
+) -> tuple[int, ...]:
     if len(text) > MAX_CHARS_PER_TOKEN * context_len:
         raise ContextLengthError(
-            f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens",
-            param="messages" if not add_special_tokens else "prompt",
+            f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens", param=param
         )
     return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
-def _boundaries(tokenizer: Any, messages: Sequence[Message], text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+def _beginning(conversation: Conversation, end: int) -> Conversation:
+    """The first `end` messages, without an opened answer."""
+    return replace(
+        conversation, messages=conversation.messages[:end], generation_prompt=False, continue_last=False
+    )
+
+
+def _boundaries(tokenizer: Any, conversation: Conversation, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
     """Positions up to which `ids` says only what some first messages say: other prompts may share them."""
+    messages = conversation.messages
     num_system = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     recent = range(max(num_system + 1, len(messages) - NUM_RECENT_BOUNDARIES), len(messages))
-    prefixes = [_system_prefix(tokenizer, messages, num_system, text)] if num_system else []
-    prefixes += [_prefix(tokenizer, messages[:end], text) for end in recent]
+    prefixes = [_system_prefix(tokenizer, conversation, num_system, text)] if num_system else []
+    prefixes += [_prefix(tokenizer, _beginning(conversation, end), text) for end in recent]
     ends = {_shared_len(tokenizer, prefix, ids) for prefix in prefixes if prefix}
     return tuple(sorted(end for end in ends if 0 < end < len(ids)))
 
 
-def _prefix(tokenizer: Any, messages: Sequence[Message], text: str) -> str:
+def _prefix(tokenizer: Any, beginning: Conversation, text: str) -> str:
     """The first messages' text where the whole text starts with it, else nothing."""
     try:
-        prefix = render_chat(tokenizer, messages, add_generation_prompt=False)
-    except BadRequestError:
+        prefix = _rendered(tokenizer, beginning)
+    except TEMPLATE_ERRORS:
         return ""
     return prefix if text.startswith(prefix) else ""
 
 
-def _system_prefix(tokenizer: Any, messages: Sequence[Message], num_system: int, text: str) -> str:
+def _system_prefix(tokenizer: Any, conversation: Conversation, num_system: int, text: str) -> str:
     """What precedes the first user's words, also where a template refuses a lone system message or merges it."""
-    prefix = _prefix(tokenizer, messages[:num_system], text)
-    if messages[num_system - 1]["content"].strip() in prefix or num_system == len(messages):
+    messages = conversation.messages
+    prefix = _prefix(tokenizer, _beginning(conversation, num_system), text)
+    if str(messages[num_system - 1]["content"]).strip() in prefix or num_system == len(messages):
         return prefix
-    given = messages[num_system]["content"]
+    given = str(messages[num_system]["content"] or "")
     other = {**messages[num_system], "content": "b" if given.startswith("a") else "a"}
+    variant = replace(_beginning(conversation, num_system), messages=(*messages[:num_system], other))
     try:
-        variant = render_chat(tokenizer, [*messages[:num_system], other], add_generation_prompt=False)
-    except BadRequestError:
+        rendered = _rendered(tokenizer, variant)
+    except TEMPLATE_ERRORS:
         return ""
-    return text[: _common_len(text, variant)]
+    return text[: _common_len(text, rendered)]
 
 
 def _shared_len(tokenizer: Any, prefix: str, ids: tuple[int, ...]) -> int:

@@ -1,10 +1,11 @@
-"""What every request body has in common: strict types, nulls mean "not given", nothing is ignored in silence."""
+"""What every request body has in common: strict types, nulls mean "not given", unknown fields are named."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -12,44 +13,68 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.errors import BadRequestError
 
-Neutral = Callable[[Any], bool]
+UnknownFields = Literal["ignore", "refuse"]
+MAX_IGNORED_FIELDS = 32
 
 
-def always(value: Any) -> bool:
-    """A field that never changes the answer."""
-    return True
+@dataclass
+class _Reading:
+    """One body being read: what to do with unknown fields, and which were met."""
+
+    unknown_fields: UnknownFields
+    ignored: list[str] = field(default_factory=list)
 
 
-def one_of(*allowed: Any) -> Neutral:
-    """A field that only has these values left to take (types compared too: 1 is not true)."""
-    return lambda value: any(type(value) is type(a) and value == a for a in allowed)
+_reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
 
 
 class RequestBody(BaseModel):
     """A strict request body.
 
-    `neutral` names the fields of the OpenAI API that are not implemented, each with a test for the values that
-    ask for nothing; those are dropped, any other value is refused by name, and so is a field nobody knows.
+    `silent` names fields of the API that cannot change an answer of this server: they are dropped. `unsupported` names
+    those that would change it and cannot be had, each with the reason. `aliases` gives other servers' names of a field,
+    which count when the field itself is not given. Any other unknown field is ignored and noted, or refused, as
+    `parse_body` was told.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-    neutral: ClassVar[dict[str, Neutral]] = {}
+    silent: ClassVar[frozenset[str]] = frozenset()
+    unsupported: ClassVar[dict[str, str]] = {}
+    aliases: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
+    def _drop_unknown(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         kept: dict[str, Any] = {}
         for name, value in data.items():
-            if value is None or (name in cls.neutral and cls.neutral[name](value)):
+            if value is None or name in cls.silent:
                 continue
-            if name in cls.neutral:
-                raise refused(f"this value of '{name}' is not supported by this server; leave the field out", name)
-            if name not in cls.model_fields:
-                raise refused(f"unknown field '{clip(name)}'; it is refused because it could change the answer", name)
-            kept[name] = value
+            if name in cls.unsupported:
+                raise refused(cls.unsupported[name], name)
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name not in cls.aliases:
+                _note_unknown(name)
+        for other, name in cls.aliases.items():
+            if data.get(other) is not None and name not in kept:
+                kept[name] = data[other]
         return kept
+
+
+def _note_unknown(name: str) -> None:
+    reading = _reading.get()
+    if reading is None or reading.unknown_fields == "refuse":
+        raise refused(f"unknown field '{clip(name)}'; it is refused because it could change the answer", name)
+    note_ignored(name)
+
+
+def note_ignored(name: str) -> None:
+    """Say that a field, or a value of it, was taken without effect."""
+    reading = _reading.get()
+    if reading is not None and name not in reading.ignored and len(reading.ignored) < MAX_IGNORED_FIELDS:
+        reading.ignored.append(clip(name))
 
 
 def clip(text: str, max_len: int = 80) -> str:
@@ -65,11 +90,19 @@ def refused(message: str, field: str = "") -> PydanticCustomError:
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def parse_body(model: type[Body], raw: bytes) -> Body:
-    """The body as `model`.
+@dataclass(frozen=True)
+class ParsedBody(Generic[Body]):
+    """A body, and the fields of it that were ignored."""
+
+    body: Body
+    ignored: tuple[str, ...] = ()
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The JSON object.
 
     Raises:
-        BadRequestError: not UTF-8, not JSON, not an object, or a field is wrong; `param` names it.
+        BadRequestError: not UTF-8, not JSON, or not an object.
     """
     try:
         raw.decode("utf-8")
@@ -81,21 +114,35 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
         raise BadRequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
         raise BadRequestError(f"the body must be a JSON object, got {type(data).__name__}", code="invalid_json")
+    return data
+
+
+def parse_body(model: type[Body], raw: bytes, unknown_fields: UnknownFields = "ignore") -> ParsedBody[Body]:
+    """The body as `model`.
+
+    Raises:
+        BadRequestError: not UTF-8, not JSON, not an object, or a field is wrong; `param` names it.
+    """
+    data = parse_json(raw)
+    reading = _Reading(unknown_fields)
+    token = _reading.set(reading)
     try:
-        return model.model_validate(data)
+        return ParsedBody(model.model_validate(data), tuple(reading.ignored))
     except ValidationError as error:
-        raise _bad_request(error.errors(include_url=False)[0]) from error
+        raise bad_request(error.errors(include_url=False)[0]) from error
+    finally:
+        _reading.reset(token)
 
 
-def _bad_request(error: ErrorDetails) -> BadRequestError:
-    """The first validation error in OpenAI's words."""
+def bad_request(error: ErrorDetails) -> BadRequestError:
+    """A validation error in OpenAI's words."""
     param = "".join(f"[{p}]" if isinstance(p, int) else f".{clip(p)}" for p in error["loc"])
-    field = str((error.get("ctx") or {}).get("field", ""))
-    param = (param + (field if field.startswith("[") else f".{field}" if field else "")).lstrip(".")
+    named = str((error.get("ctx") or {}).get("field", ""))
+    param = (param + (named if named.startswith("[") else f".{named}" if named else "")).lstrip(".")
     if error["type"] == "missing":
         return BadRequestError(f"'{param}' is required", param=param, code="missing_required_parameter")
     if error["type"] == "refused":
-        code = "invalid_value" if field.startswith("[") or not field else "unsupported_parameter"
+        code = "invalid_value" if named.startswith("[") or not named else "unsupported_parameter"
         return BadRequestError(f"{param}: {error['msg']}", param=param or None, code=code)
     given = reprlib.repr(error["input"])
     return BadRequestError(f"{param}: {error['msg']}, got {given}", param=param or None, code="invalid_value")

@@ -2,121 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from server.errors import BadRequestError
-from server.http.schemas.base import Neutral, RequestBody, always, one_of, refused
+from server.http.generation_spec import GenerationSpec
+from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
+from server.http.schemas.base import refused
+from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.generation import MAX_LOGPROBS, GenerationBody, MaxTokens
+from server.http.schemas.tools import check_choice, read_choice, read_functions, read_tools
 
 MAX_MESSAGES = 4096
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
 
-
-def _text(value: Any) -> str:
-    """A string, or the text parts of a list joined."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise refused("must be a string or a list of text parts")
-    texts: list[str] = []
-    for i, part in enumerate(value):
-        if not isinstance(part, dict):
-            raise refused("a part must be an object", f"[{i}]")
-        if part.get("type") != "text":
-            raise refused("only parts of type 'text' are supported", f"[{i}].type")
-        if not isinstance(part.get("text"), str):
-            raise refused("must be a string", f"[{i}].text")
-        if any(v is not None for k, v in part.items() if k not in ("type", "text", "cache_control")):
-            raise refused("a text part has only 'type' and 'text'", f"[{i}]")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-Content = Annotated[
-    str,
-    BeforeValidator(_text),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                    },
-                },
-            ]
-        }
-    ),
+Tools = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_tools), WithJsonSchema(_OBJECTS)]
+Functions = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_functions), WithJsonSchema(_OBJECTS)]
+Choice = Annotated[
+    ToolChoice, BeforeValidator(read_choice), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
 ]
 
 
-class ChatMessage(RequestBody):
-    """One message; `developer` is read as `system`."""
-
-    neutral: ClassVar[dict[str, Neutral]] = {
-        "tool_calls": one_of([]),
-        "function_call": lambda value: False,
-        "refusal": lambda value: False,
-        "audio": lambda value: False,
-        "annotations": one_of([]),
-    }
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
-    name: str | None = Field(None, max_length=256)
-    tool_call_id: str | None = Field(None, max_length=256)
-
-    def for_template(self) -> dict[str, str]:
-        """What the chat template sees."""
-        shown = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        if self.name is not None:
-            shown["name"] = self.name
-        if self.tool_call_id is not None:
-            shown["tool_call_id"] = self.tool_call_id
-        return shown
+def _thinking(value: Any) -> Thinking:
+    """Anthropic's and GLM's `thinking`, OpenRouter's `reasoning`: objects with what each of them names."""
+    if not isinstance(value, dict):
+        raise refused("must be an object")
+    kind, budget, effort = value.get("type"), value.get("budget_tokens", value.get("max_tokens")), value.get("effort")
+    if budget is not None and (type(budget) is not int or budget < 0):
+        raise refused("must be a number of tokens", "budget_tokens" if "budget_tokens" in value else "max_tokens")
+    enabled = value.get("enabled") if isinstance(value.get("enabled"), bool) else None
+    if kind in ("enabled", "disabled", "adaptive"):
+        enabled = {"enabled": True, "disabled": False}.get(kind)
+    return Thinking(enabled, effort if isinstance(effort, str) else None, budget, value.get("exclude") is not True)
 
 
-def _is_text_format(value: Any) -> bool:
-    return isinstance(value, dict) and value == {"type": "text"}
+ThinkingField = Annotated[Thinking, BeforeValidator(_thinking), WithJsonSchema({"type": "object"})]
 
 
 class ChatBody(GenerationBody):
     """A conversation to be answered."""
 
-    neutral: ClassVar[dict[str, Neutral]] = {
-        **GenerationBody.neutral,
-        "tools": one_of([]),
-        "functions": one_of([]),
-        "tool_choice": one_of("none", "auto"),
-        "function_call": one_of("none", "auto"),
-        "parallel_tool_calls": always,
-        "response_format": _is_text_format,
-        "modalities": one_of(["text"]),
-        "audio": lambda value: False,
-        "prediction": lambda value: False,
-        "reasoning_effort": lambda value: False,
-        "verbosity": one_of("medium"),
-        "web_search_options": lambda value: False,
-    }
+    silent: ClassVar[frozenset[str]] = GenerationBody.silent | {"web_search_options", "documents", "context"}
+    unsupported: ClassVar[dict[str, str]] = {"audio": "this server answers with text only"}
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    modalities: list[str] | None = None
+    tools: Tools = ()
+    functions: Functions = ()
+    tool_choice: Choice | None = None
+    function_call: Choice | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = Field(None, max_length=32)
+    reasoning: ThinkingField | None = None
+    thinking: ThinkingField | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool = True
+    thinking_budget: int | None = Field(None, ge=0)
+    max_reasoning_tokens: int | None = Field(None, ge=0)
+    chat_template_kwargs: Json = Field(default_factory=dict)
+    chat_template: str | None = Field(None, max_length=200_000)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    stop_in_reasoning: bool = False
 
     @property
     def requested_tokens(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
-        return self.max_completion_tokens or self.max_tokens
+        """The smaller of `max_completion_tokens` and its older name."""
+        given = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None and n != -1]
+        return min(given, default=None)
 
     @property
     def num_logprobs(self) -> int | None:
         """None unless `logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def legacy_functions(self) -> bool:
+        """Whether calls are told as `function_call`."""
+        return bool(self.functions) and not self.tools
 
     def check(self) -> None:
         """Rules across fields.
@@ -125,9 +92,65 @@ class ChatBody(GenerationBody):
             BadRequestError: naming the parameter.
         """
         super().check()
+        if self.requested_tokens == 0:
+            raise BadRequestError("max_tokens: must be at least 1, or -1 for no limit", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise BadRequestError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
-        both = (self.max_tokens, self.max_completion_tokens)
-        if None not in both and both[0] != both[1]:
-            message = f"'max_tokens' ({both[0]}) and 'max_completion_tokens' ({both[1]}) differ; give one"
-            raise BadRequestError(message, param="max_tokens")
+        if self.modalities is not None and set(self.modalities) != {"text"}:
+            raise BadRequestError("modalities: this server answers with text only", param="modalities")
+        wrong = check_choice(self.tools or self.functions, self._choice)
+        if wrong is not None:
+            raise BadRequestError(f"tool_choice: {wrong}", param="tool_choice", code="invalid_value")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            message = "continue_final_message: the last message must be the assistant's"
+            raise BadRequestError(message, param="continue_final_message")
+
+    def spec(self) -> GenerationSpec:
+        """What is asked for, whatever API it came by."""
+        return GenerationSpec(
+            prompts=self.conversation(),
+            sampling=self.sampling(),
+            model=self.model,
+            stream=self.stream,
+            max_tokens=self.requested_tokens,
+            n=self.n,
+            stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop=self.include_stop_str_in_output,
+            stop_in_reasoning=self.stop_in_reasoning,
+            skip_special_tokens=self.skip_special_tokens,
+            response_format=self.response_format,
+        )
+
+    def conversation(self) -> Conversation:
+        """The messages and tools."""
+        return Conversation(
+            messages=tuple(message.to_openai() for message in self.messages),
+            tools=self.tools or self.functions,
+            tool_choice=self._choice,
+            parallel_tool_calls=self.parallel_tool_calls and not self.legacy_functions,
+            thinking=self._thinking,
+            template_kwargs=self.chat_template_kwargs,
+            chat_template=self.chat_template,
+            continue_last=self.continue_final_message,
+            generation_prompt=self.add_generation_prompt and not self.continue_final_message,
+        )
+
+    @property
+    def _choice(self) -> ToolChoice:
+        return self.tool_choice or self.function_call or ToolChoice()
+
+    @property
+    def _thinking(self) -> Thinking:
+        """What the several fields say together; the first that says something counts."""
+        given = [t for t in (self.reasoning, self.thinking) if t is not None]
+        effort = self.reasoning_effort or next((t.effort for t in given if t.effort), None)
+        budget = next((n for n in (self.max_reasoning_tokens, self.thinking_budget) if n is not None), None)
+        enabled = self.enable_thinking
+        for thinking in given:
+            budget = thinking.max_tokens if budget is None else budget
+            enabled = thinking.enabled if enabled is None else enabled
+        if enabled is None and effort == "none":
+            enabled = False
+        told = self.include_reasoning and all(t.told for t in given)
+        return Thinking(enabled, None if effort == "none" else effort, budget, told)
