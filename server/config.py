@@ -32,6 +32,8 @@ class ModelConfig(_Section):
     served_name: str | None = None
     context_len: PositiveInt | None = None
     trust_remote_code: bool = False
+    chat_template: Path | None = None
+    tool_parser: str | None = None
 
 
 class KVCacheConfig(_Section):
@@ -84,9 +86,12 @@ class HTTPConfig(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ("localhost",)
     max_body_bytes: PositiveInt = 8_000_000
     keepalive_s: Annotated[float, Field(gt=0)] = 10.0
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
+    reasoning_field: Literal["both", "reasoning_content", "reasoning"] = "both"
+    request_templates: bool = False
 
 
 class LogConfig(_Section):

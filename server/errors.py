@@ -121,3 +121,6 @@ class ModelError(ServerError):
 
 class ServiceError(ServerError):
     """The daemon cannot be installed, removed or asked; only raised by `vecinfer service`."""
+
+
+INTERNAL_ERROR = ServerError("internal error; the server's log has the details", code="internal_error")

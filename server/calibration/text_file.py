@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ConfigError
-from server.model.prompts import Message, render_chat
+from server.model.conversation import Conversation, Json
+from server.model.prompts import render
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -19,7 +20,7 @@ class CalibrationText:
     """Texts as they are, and conversations that still go through the model's chat template."""
 
     texts: tuple[str, ...] = ()
-    conversations: tuple[tuple[Message, ...], ...] = ()
+    conversations: tuple[tuple[Json, ...], ...] = ()
 
     def rendered(self, tokenizer: Any) -> tuple[str, ...]:
         """All of it as text.
@@ -27,7 +28,7 @@ class CalibrationText:
         Raises:
             BadRequestError: the chat template refuses a conversation.
         """
-        chats = (render_chat(tokenizer, c, add_generation_prompt=False) for c in self.conversations)
+        chats = (render(tokenizer, Conversation(c, generation_prompt=False)) for c in self.conversations)
         return (*self.texts, *chats)
 
 
@@ -39,7 +40,7 @@ def read_text_files(paths: Iterable[Path]) -> CalibrationText:
         ConfigError: a file that cannot be read, is empty, or is JSON of another kind; it names file and line.
     """
     texts: list[str] = []
-    conversations: list[tuple[Message, ...]] = []
+    conversations: list[tuple[Json, ...]] = []
     for path in paths:
         for where, item in _items(path):
             found = _conversation(item)
@@ -78,7 +79,7 @@ def _parsed(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is not JSON: {error}") from error
 
 
-def _conversation(item: Any) -> tuple[Message, ...] | None:
+def _conversation(item: Any) -> tuple[Json, ...] | None:
     """The messages of a conversation; None when it is none."""
     messages = item.get("messages") if isinstance(item, dict) else item
     if not isinstance(messages, list) or not messages:

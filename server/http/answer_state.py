@@ -148,7 +148,7 @@ class AnswerState:
     def __init__(self, requests: Sequence[GenerationRequest]) -> None:
         self.n = requests[0].n
         self.choices = [ChoiceState(i, i // self.n) for i in range(len(requests) * self.n)]
-        self.prompt_logprobs: list[TokenLogprobs | None] = [None] * len(requests)
+        self.prompt_logprobs: list[PromptLogprobsEvent | None] = [None] * len(requests)
         self._read = [(0, 0)] * len(requests)
         self._prompt_tokens = [len(request.prompt) for request in requests]
         self._cached_tokens = [0] * len(requests)
@@ -182,7 +182,7 @@ class AnswerState:
 
     def add_prompt_logprobs(self, prompt_index: int, event: PromptLogprobsEvent) -> None:
         """Keep the log-probabilities of a prompt's tokens."""
-        self.prompt_logprobs[prompt_index] = event.entries
+        self.prompt_logprobs[prompt_index] = event
 
     @property
     def reading(self) -> str:
@@ -201,4 +201,3 @@ class AnswerState:
 
     def _note_cached(self, prompt_index: int, num_tokens: int) -> None:
         self._cached_tokens[prompt_index] = max(self._cached_tokens[prompt_index], num_tokens)
-

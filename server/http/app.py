@@ -1,21 +1,25 @@
-"""The ASGI application: routes, keys, CORS, errors, and the life of what stands behind them."""
+"""The ASGI application: one table of routes, keys, CORS, errors, and the life of what stands behind them."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from server.calibration.queue import CalibrationQueue
-from server.config import AccessKeys, ServerConfig
+from server.config import AccessKeys, HTTPConfig, ServerConfig
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key
-from server.http.context import Services
+from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
 from server.http.openapi import describe
@@ -23,9 +27,30 @@ from server.http.routes import admin, chat, completions, health, metrics, models
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
+from server.http.wire import EXPOSED_HEADERS, WireMiddleware
 from server.model.prompts import PromptBuilder
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RouteGroup:
+    """The routes of one module, the key that opens them, and the bodies that they read."""
+
+    router: APIRouter
+    key: Literal["api", "admin", "none"]
+    bodies: tuple[type[BaseModel], ...] = ()
+
+
+ROUTES = (
+    RouteGroup(chat.router, "api", (ChatBody,)),
+    RouteGroup(completions.router, "api", (CompletionBody,)),
+    RouteGroup(models.router, "api"),
+    RouteGroup(admin.router, "admin", (CalibrationBody,)),
+    RouteGroup(health.router, "none"),
+    RouteGroup(metrics.router, "none"),
+)
+LOCAL_PAGES = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
 
 def create_app(
@@ -44,7 +69,7 @@ def create_app(
         calibration: jobs and artifacts; started and stopped with the application. None: no such routes (fp16).
     """
     access = keys or AccessKeys()
-    parts = Services(
+    context = AppContext(
         config=config,
         engine=engine,
         keys=access,
@@ -62,38 +87,42 @@ def create_app(
         finally:
             if calibration is not None:
                 await calibration.stop()
-            parts.prompts.close()
+            context.prompts.close()
 
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
-    app.state.services = parts
-    add_error_handlers(app, parts.metrics.errors)
-    _add_routes(app, access, config)
-    describe(app, [ChatBody, CompletionBody, CalibrationBody])
-    if config.http.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(config.http.cors_origins),
-            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After", "Location"],
-        )
+    app.state.context = context
+    add_error_handlers(app, context.metrics.errors)
+    _add_routes(app, access, config.http)
+    describe(app, [body for group in ROUTES for body in group.bodies])
+    _add_cors(app, config.http)
+    app.add_middleware(WireMiddleware)
     return app
 
 
-def _add_routes(app: FastAPI, keys: AccessKeys, config: ServerConfig) -> None:
-    """The API behind its key, the admin routes behind theirs, probes and metrics open."""
-
+def _add_routes(app: FastAPI, keys: AccessKeys, config: HTTPConfig) -> None:
     async def api_key(connection: HTTPConnection) -> None:
         check_api_key(connection, keys)
 
     async def admin_key(connection: HTTPConnection) -> None:
-        check_admin(connection, keys, config.http)
+        check_admin(connection, keys, config)
 
-    for module in (chat, completions, models):
-        app.include_router(module.router, dependencies=[Depends(api_key)])
-    app.include_router(admin.router, dependencies=[Depends(admin_key)])
-    for module in (health, metrics):
-        app.include_router(module.router)
+    checks = {"api": [Depends(api_key)], "admin": [Depends(admin_key)], "none": []}
+    for group in ROUTES:
+        app.include_router(group.router, dependencies=checks[group.key])
+
+
+def _add_cors(app: FastAPI, config: HTTPConfig) -> None:
+    """Let the configured web pages read answers; "localhost" stands for every page of this machine."""
+    origins = [origin for origin in config.cors_origins if origin != "localhost"]
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_origin_regex=LOCAL_PAGES.pattern if "localhost" in config.cors_origins else None,
+            allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
 
 
 def http_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:

@@ -1,4 +1,4 @@
-"""What every route needs, in one typed object kept at `app.state.services`."""
+"""What every route needs, in one typed object kept at `app.state.context`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_WHEN_LOADING_S = 5
 
 
 @dataclass(frozen=True)
-class Services:
+class AppContext:
     """The parts behind the HTTP routes; `calibration` is None when the server keeps no artifacts (fp16)."""
 
     config: ServerConfig
@@ -54,8 +54,8 @@ class Services:
             )
 
 
-def services(request: Request) -> Services:
-    """The services of the application that got this request."""
-    found = request.app.state.services
-    assert isinstance(found, Services)
+def app_context(request: Request) -> AppContext:
+    """The context of the application that got this request."""
+    found = request.app.state.context
+    assert isinstance(found, AppContext)
     return found

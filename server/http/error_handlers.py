@@ -1,4 +1,4 @@
-"""Every error leaves in OpenAI's form."""
+"""Every error leaves in the form of the API that was called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 
-from server.errors import BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
+from server.errors import INTERNAL_ERROR, BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
+from server.http.error_shapes import error_body
 
 log = logging.getLogger(__name__)
 
@@ -20,28 +21,29 @@ log = logging.getLogger(__name__)
 def add_error_handlers(app: FastAPI, errors: Counter) -> None:
     """Give `app` a handler for everything that can be raised under it; `errors` counts answers by status."""
 
-    def answer(error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def answer(request: Request, error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         errors.labels(str(error.status)).inc()
-        return JSONResponse(error.body(), error.status, headers={**(headers or {}), **_headers(error)})
+        body = error_body(request.url.path, error)
+        return JSONResponse(body, error.status, headers={**(headers or {}), **_headers(error)})
 
     @app.exception_handler(ServerError)
     async def on_server_error(request: Request, error: ServerError) -> JSONResponse:
-        return answer(error)
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(_from_http(request, error), error.headers)
+        return answer(request, _from_http(request, error), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1]) if first["loc"] else None
-        return answer(BadRequestError(f"{param}: {first['msg']}", param=param, code="invalid_value"))
+        return answer(request, BadRequestError(f"{param}: {first['msg']}", param=param, code="invalid_value"))
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return answer(ServerError("internal error; the server's log has the details", code="internal_error"))
+        return answer(request, INTERNAL_ERROR)
 
 
 def _headers(error: ServerError) -> dict[str, str]:

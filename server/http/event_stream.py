@@ -13,6 +13,7 @@ from server.engine.interface import Engine
 from server.engine.request import EngineEvent, GenerationRequest, is_terminal
 from server.http.sse import ClientGone
 
+
 @dataclass(frozen=True)
 class Tagged:
     """An event and the prompt (of one HTTP request) it belongs to."""

@@ -48,5 +48,4 @@ class GenerationSpec:
     include_stop: bool = False
     stop_in_reasoning: bool = False
     skip_special_tokens: bool = True
-    prompt_logprobs: int | None = None
     response_format: ResponseFormat | None = None

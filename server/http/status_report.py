@@ -8,21 +8,21 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from server.engine.interface import EngineStatus, KVStatus
-from server.http.context import Services
+from server.http.context import AppContext
 
 PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
 
 
-def status_report(parts: Services) -> dict[str, Any]:
+def status_report(context: AppContext) -> dict[str, Any]:
     """Everything an operator asks first. Byte figures are `nbytes` of evaluated arrays, None before any."""
-    status = parts.engine.status()
+    status = context.engine.status()
     return {
         "state": status.state,
         "detail": status.detail,
         "progress": status.progress,
         "model": {
             "id": status.model_id,
-            "names": list(parts.model_names),
+            "names": list(context.model_names),
             "context_len": status.context_len,
         },
         "backend": status.backend,
@@ -38,7 +38,7 @@ def status_report(parts: Services) -> dict[str, Any]:
         "layers": _layers(status),
         "counters": dict(status.counters),
         "versions": {"python": platform.python_version(), **_versions()},
-        "uptime_s": round(time.time() - parts.started_at, 1),
+        "uptime_s": round(time.time() - context.started_at, 1),
     }
 
 

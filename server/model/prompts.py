@@ -134,9 +134,7 @@ def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:
     return None
 
 
-def _encode(
-    tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool
-) -> tuple[int, ...]:
+def _encode(tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
     if len(text) > MAX_CHARS_PER_TOKEN * context_len:
         raise ContextLengthError(
             f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens", param=param
@@ -146,9 +144,7 @@ def _encode(
 
 def _beginning(conversation: Conversation, end: int) -> Conversation:
     """The first `end` messages, without an opened answer."""
-    return replace(
-        conversation, messages=conversation.messages[:end], generation_prompt=False, continue_last=False
-    )
+    return replace(conversation, messages=conversation.messages[:end], generation_prompt=False, continue_last=False)
 
 
 def _boundaries(tokenizer: Any, conversation: Conversation, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:

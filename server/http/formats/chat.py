@@ -23,11 +23,13 @@ class ChatFormat:
     Attributes:
         reasoning_field: the fields that carry the model's thinking.
         legacy_functions: calls are told as `function_call`, for requests with `functions`.
+        thinking_told: False leaves the model's thinking out.
     """
 
     envelope: Envelope
     reasoning_field: ReasoningField = "both"
     legacy_functions: bool = False
+    thinking_told: bool = True
 
     def opening(self, answer: AnswerState) -> Iterable[Frame]:
         """The role of each choice, in this chunk only."""
@@ -80,7 +82,7 @@ class ChatFormat:
 
     def _message(self, choice: ChoiceState) -> Json:
         message: Json = {"role": "assistant", "content": choice.content, "refusal": None}
-        if choice.reasoning:
+        if choice.reasoning and self.thinking_told:
             message |= self._thinking(choice.reasoning)
         calls = choice.calls
         if calls:
@@ -95,7 +97,7 @@ class ChatFormat:
         if isinstance(delta, ContentDelta):
             return {"content": delta.text}
         if isinstance(delta, ReasoningDelta):
-            return self._thinking(delta.text)
+            return self._thinking(delta.text) if self.thinking_told else None
         if isinstance(delta, ToolCallStart):
             function: Json = {"name": delta.name, "arguments": ""}
             if self.legacy_functions:

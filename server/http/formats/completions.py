@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from server.engine.request import PromptLogprobsEvent
 from server.errors import ServerError
 from server.http.answer_state import AnswerState, ChoiceState, NewOutput, TokenLogprobs
 from server.http.formats.envelope import DONE, Envelope, Json, finite, token_name
@@ -62,8 +63,11 @@ class CompletionFormat:
         choices = []
         for index, choice in enumerate(told):
             echoed = self.echo[choice.prompt_index] if self.echo is not None else ""
-            prompt = (answer.prompt_logprobs[choice.prompt_index] or ()) if self.echo is not None else ()
-            logprobs = self._logprobs([*prompt, *choice.logprobs], 0)
+            logprobs = self._logprobs(choice.logprobs, len(echoed))
+            scored = answer.prompt_logprobs[choice.prompt_index]
+            if logprobs is not None and scored is not None:
+                prompt = _prompt_logprobs(scored)
+                logprobs = {name: prompt[name] + logprobs[name] for name in logprobs}
             text = echoed + choice.content + self.suffix
             choices.append(_choice(index, text, logprobs, choice.reason))
         return self.envelope.whole(choices, answer)
@@ -82,7 +86,7 @@ class CompletionFormat:
         return self.envelope.chunk([_choice(choice.index, text, logprobs, reason)], answer)
 
     def _logprobs(self, tokens: TokenLogprobs, offset: int) -> Json | None:
-        """OpenAI's parallel lists; the first token of an echoed prompt has no probability: null."""
+        """OpenAI's parallel lists."""
         if not self.envelope.with_logprobs:
             return None
         offsets = []
@@ -91,11 +95,8 @@ class CompletionFormat:
             offset += len(chosen.token)
         return {
             "tokens": [token_name(chosen) for chosen, *_ in tokens],
-            "token_logprobs": [None if chosen.logprob > 0 else finite(chosen.logprob) for chosen, *_ in tokens],
-            "top_logprobs": [
-                None if chosen.logprob > 0 else {token_name(t): finite(t.logprob) for t in top}
-                for chosen, *top in tokens
-            ],
+            "token_logprobs": [finite(chosen.logprob) for chosen, *_ in tokens],
+            "top_logprobs": [{token_name(t): finite(t.logprob) for t in top} for _, *top in tokens],
             "text_offset": offsets,
         }
 
@@ -107,3 +108,19 @@ def _choice(index: int, text: str, logprobs: Json | None, reason: str | None) ->
 def _mean_logprob(choice: ChoiceState) -> float:
     chosen = [finite(entries[0].logprob) for entries in choice.logprobs]
     return sum(chosen) / max(1, len(chosen))
+
+
+def _prompt_logprobs(scored: PromptLogprobsEvent) -> Json:
+    """The parallel lists of an echoed prompt; its first token has no probability: null."""
+    offsets, offset = [], 0
+    for text in scored.texts:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": list(scored.texts),
+        "token_logprobs": [None if e is None else finite(e[0].logprob) for e in scored.entries],
+        "top_logprobs": [
+            None if e is None else {token_name(t): finite(t.logprob) for t in e[1:]} for e in scored.entries
+        ],
+        "text_offset": offsets,
+    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from server.engine.request import LOWEST_LOGPROB, TokenLogprob
+from server.engine.answer_text import LOWEST_LOGPROB
+from server.engine.request import TokenLogprob
 from server.http.answer_state import AnswerState, Usage
+from server.http.requests import PreparedAnswer
 from server.http.sse import Frame
 
 Json = dict[str, Any]
@@ -33,6 +35,11 @@ class Envelope:
     include_usage: bool = False
     continuous_usage: bool = False
     with_logprobs: bool = False
+
+    @classmethod
+    def of(cls, prepared: PreparedAnswer, kind: str, chunk_kind: str) -> Envelope:
+        """The envelope of an answer."""
+        return cls(prepared.id, prepared.created, prepared.model, prepared.fingerprint, kind, chunk_kind)
 
     def chunk(self, choices: list[Json], answer: AnswerState) -> Frame:
         """A chunk; the usage field is there (null until the last) only when usage was asked for."""

@@ -13,56 +13,57 @@ from server.calibration.job import Job
 from server.calibration.queue import CalibrationQueue
 from server.errors import NotFoundError
 from server.http.body import read_json
-from server.http.context import Services, services
-from server.http.event_stream import SSE_HEADERS, sse_comment, sse_data
+from server.http.context import AppContext, app_context
 from server.http.openapi import body_of
 from server.http.schemas.calibration import CalibrationBody
+from server.http.sse import SSE_HEADERS, sse_comment, sse_data
 from server.http.status_report import status_report
-from server.model.prompts import render_chat
+from server.model.conversation import Conversation
+from server.model.prompts import render
 
 router = APIRouter(prefix="/admin")
 
 
-def _calibration(parts: Services) -> CalibrationQueue:
-    if parts.calibration is None:
+def _calibration(context: AppContext) -> CalibrationQueue:
+    if context.calibration is None:
         raise NotFoundError("this server keeps float16 caches (kv_cache.method: fp16): there is nothing to calibrate")
-    return parts.calibration
+    return context.calibration
 
 
 @router.post("/calibrations", status_code=202, openapi_extra=body_of(CalibrationBody))
 async def start_calibration(request: Request) -> JSONResponse:
     """Queue a calibration; chats go on meanwhile."""
-    parts = services(request)
-    service = _calibration(parts)
-    body = await read_json(request, CalibrationBody, parts.config.http.max_body_bytes)
+    context = app_context(request)
+    service = _calibration(context)
+    body = await read_json(request, CalibrationBody, context.config.http, "refuse")
     body.check()
-    conversations = [[m.for_template() for m in conversation] for conversation in body.messages or []]
+    conversations = [tuple(message.to_openai() for message in messages) for messages in body.messages or []]
     service.check_loaded()
-    texts = await parts.prompts.run(
-        lambda tokenizer: tuple(render_chat(tokenizer, c, add_generation_prompt=False) for c in conversations)
+    texts = await context.prompts.run(
+        lambda t: tuple(render(t, Conversation(messages, generation_prompt=False)) for messages in conversations)
     )
-    job = service.submit(body.options(parts.config, texts))
+    job = service.submit(body.options(context.config, texts))
     return JSONResponse(job.to_wire(), 202, headers={"Location": f"/admin/calibrations/{job.id}"})
 
 
 @router.get("/calibrations")
 async def list_calibrations(request: Request) -> dict[str, Any]:
     """Jobs since the server started, the latest first."""
-    return {"object": "list", "data": [job.to_wire() for job in _calibration(services(request)).jobs()]}
+    return {"object": "list", "data": [job.to_wire() for job in _calibration(app_context(request)).jobs()]}
 
 
 @router.get("/calibrations/{job_id}")
 async def get_calibration(request: Request, job_id: str) -> dict[str, Any]:
     """State, progress, and at the end the report or the reason."""
-    return _calibration(services(request)).job(job_id).to_wire()
+    return _calibration(app_context(request)).job(job_id).to_wire()
 
 
 @router.get("/calibrations/{job_id}/events")
 async def calibration_events(request: Request, job_id: str) -> Response:
     """Server-sent events: the job at once and at every change; the last one is named after its final state."""
-    parts = services(request)
-    job = _calibration(parts).job(job_id)
-    frames = _job_frames(job, parts.config.http.keepalive_s)
+    context = app_context(request)
+    job = _calibration(context).job(job_id)
+    frames = _job_frames(job, context.config.http.keepalive_s)
     return StreamingResponse(frames, media_type="text/event-stream", headers=SSE_HEADERS)
 
 
@@ -78,40 +79,40 @@ async def _job_frames(job: Job, keepalive_s: float) -> AsyncGenerator[bytes, Non
 @router.delete("/calibrations/{job_id}")
 async def cancel_calibration(request: Request, job_id: str) -> JSONResponse:
     """Ask for the end of a job; it ends at its next slice and leaves nothing."""
-    return JSONResponse(_calibration(services(request)).cancel(job_id).to_wire(), 202)
+    return JSONResponse(_calibration(app_context(request)).cancel(job_id).to_wire(), 202)
 
 
 @router.get("/artifacts")
 async def list_artifacts(request: Request) -> dict[str, Any]:
     """Stored artifacts of all models, and which one new conversations use."""
-    parts = services(request)
-    manifests = await _calibration(parts).manifests()
-    return {"object": "list", "data": [_artifact(parts, manifest) for manifest in manifests]}
+    context = app_context(request)
+    manifests = await _calibration(context).manifests()
+    return {"object": "list", "data": [_artifact(context, manifest) for manifest in manifests]}
 
 
 @router.get("/artifacts/{artifact_id}")
 async def get_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
     """One artifact with its evaluation report."""
-    parts = services(request)
-    return _artifact(parts, await _calibration(parts).manifest(artifact_id))
+    context = app_context(request)
+    return _artifact(context, await _calibration(context).manifest(artifact_id))
 
 
 @router.post("/artifacts/{artifact_id}/activate")
 async def activate_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
     """New conversations use it from the next step on; running ones finish on theirs."""
-    await _calibration(services(request)).activate(artifact_id)
+    await _calibration(app_context(request)).activate(artifact_id)
     return {"id": artifact_id, "object": "artifact", "active": True}
 
 
 @router.delete("/artifacts/{artifact_id}")
 async def delete_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
     """Remove an artifact that nothing uses."""
-    await _calibration(services(request)).delete(artifact_id)
+    await _calibration(app_context(request)).delete(artifact_id)
     return {"id": artifact_id, "object": "artifact", "deleted": True}
 
 
-def _artifact(parts: Services, manifest: Any) -> dict[str, Any]:
-    status = parts.engine.status()
+def _artifact(context: AppContext, manifest: Any) -> dict[str, Any]:
+    status = context.engine.status()
     return {
         **dataclasses.asdict(manifest),
         "id": manifest.artifact_id,
@@ -124,4 +125,4 @@ def _artifact(parts: Services, manifest: Any) -> dict[str, Any]:
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
     """The model, how its cache is held, measured bytes, pool, artifact, versions."""
-    return status_report(services(request))
+    return status_report(app_context(request))

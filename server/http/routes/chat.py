@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request, Response
 
-from server.http.answering import engine_requests, new_envelope, respond
+from server.errors import BadRequestError
+from server.http.answering import respond
 from server.http.body import read_json
-from server.http.context import services
+from server.http.context import app_context
+from server.http.formats.chat import ChatFormat
+from server.http.formats.envelope import Envelope
 from server.http.openapi import body_of
-from server.http.schemas.answers import ChatFormat
+from server.http.requests import prepare
 from server.http.schemas.chat import ChatBody
-from server.model.prompts import chat_prompt, vocab_size
 
 router = APIRouter()
 
@@ -18,15 +22,19 @@ router = APIRouter()
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, as JSON or as server-sent events."""
-    parts = services(request)
-    body = await read_json(request, ChatBody, parts.config.http.max_body_bytes)
+    context = app_context(request)
+    http = context.config.http
+    body = await read_json(request, ChatBody, http)
     body.check()
-    parts.check_ready()
-    parts.check_model(body.model)
-    context_len = parts.engine.status().context_len
-    messages = [message.for_template() for message in body.messages]
-    prompt = await parts.prompts.run(lambda tokenizer: chat_prompt(tokenizer, messages, context_len))
-    num_ids = await parts.prompts.run(vocab_size)
-    envelope = new_envelope("chatcmpl", body, parts)
-    requests = engine_requests(envelope.id, body, [prompt], parts, num_ids)
-    return await respond(request, body, requests, ChatFormat(envelope), parts)
+    if body.chat_template is not None and not http.request_templates:
+        message = "chat_template: this server takes no templates from requests (http.request_templates)"
+        raise BadRequestError(message, param="chat_template", code="unsupported_parameter")
+    prepared = await prepare(context, body.spec(), "chatcmpl-")
+    envelope = replace(
+        Envelope.of(prepared, "chat.completion", "chat.completion.chunk"),
+        include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
+        with_logprobs=body.logprobs,
+    )
+    form = ChatFormat(envelope, http.reasoning_field, body.legacy_functions, body.thinking_told)
+    return await respond(request, prepared.requests, form, context, stream=body.stream)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request, Response
 
-from server.http.answering import engine_requests, new_envelope, respond
+from server.http.answering import respond
 from server.http.body import read_json
-from server.http.context import services
+from server.http.context import app_context
+from server.http.formats.completions import CompletionFormat
+from server.http.formats.envelope import Envelope
 from server.http.openapi import body_of
-from server.http.schemas.answers import CompletionFormat
+from server.http.requests import prepare
 from server.http.schemas.completions import CompletionBody
-from server.model.prompts import text_prompt, vocab_size
 
 router = APIRouter()
 
@@ -18,14 +21,17 @@ router = APIRouter()
 @router.post("/v1/completions", openapi_extra=body_of(CompletionBody))
 async def create_completion(request: Request) -> Response:
     """Continue one or several prompts, as JSON or as server-sent events."""
-    parts = services(request)
-    body = await read_json(request, CompletionBody, parts.config.http.max_body_bytes)
+    context = app_context(request)
+    body = await read_json(request, CompletionBody, context.config.http)
     body.check()
-    parts.check_ready()
-    parts.check_model(body.model)
-    context_len = parts.engine.status().context_len
-    prompts = await parts.prompts.run(lambda tok: [text_prompt(tok, p, context_len) for p in body.prompt])
-    num_ids = await parts.prompts.run(vocab_size)
-    envelope = new_envelope("cmpl", body, parts)
-    requests = engine_requests(envelope.id, body, prompts, parts, num_ids)
-    return await respond(request, body, requests, CompletionFormat(envelope), parts)
+    prepared = await prepare(context, body.spec(), "cmpl-")
+    envelope = replace(
+        Envelope.of(prepared, "text_completion", "text_completion"),
+        include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
+        with_logprobs=body.logprobs is not None,
+    )
+    echo = await context.prompts.run(lambda t: [p.text or t.decode(list(p.ids)) for p in prepared.prompts])
+    best_of = body.num_choices if body.num_choices > body.n else 0
+    form = CompletionFormat(envelope, echo if body.echo else None, body.suffix or "", best_of, body.n)
+    return await respond(request, prepared.requests, form, context, stream=body.stream)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.http.context import RETRY_WHEN_LOADING_S, services
+from server.http.context import RETRY_WHEN_LOADING_S, app_context
 
 router = APIRouter()
 
@@ -15,7 +15,7 @@ router = APIRouter()
 @router.get("/livez")
 async def livez(request: Request) -> JSONResponse:
     """200 while the engine's thread lives, whatever it is doing; 503 once it is dead."""
-    state = services(request).engine.status().state
+    state = app_context(request).engine.status().state
     return JSONResponse({"status": "dead" if state == "failed" else "alive"}, 503 if state == "failed" else 200)
 
 
@@ -23,7 +23,7 @@ async def livez(request: Request) -> JSONResponse:
 @router.get("/health")
 async def readyz(request: Request) -> JSONResponse:
     """200 when requests are taken, else 503 with what the server is busy with and how far it is."""
-    status = services(request).engine.status()
+    status = app_context(request).engine.status()
     body: dict[str, Any] = {"status": "ok" if status.state == "ready" else status.state}
     if status.state == "ready":
         return JSONResponse(body)

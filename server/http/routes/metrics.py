@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.context import services
+from server.http.context import app_context
 
 router = APIRouter()
 
@@ -12,5 +12,5 @@ router = APIRouter()
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text form."""
-    found = services(request).metrics
+    found = app_context(request).metrics
     return Response(found.render(), media_type=found.content_type)

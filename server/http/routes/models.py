@@ -6,17 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.http.context import Services, services
+from server.http.context import AppContext, app_context
 
 router = APIRouter()
 
 
-def _model(parts: Services, name: str) -> dict[str, Any]:
-    status = parts.engine.status()
+def _model(context: AppContext, name: str) -> dict[str, Any]:
+    status = context.engine.status()
     return {
         "id": name,
         "object": "model",
-        "created": int(parts.started_at),
+        "created": int(context.started_at),
         "owned_by": "vecinfer",
         "context_length": status.context_len,
     }
@@ -25,13 +25,13 @@ def _model(parts: Services, name: str) -> dict[str, Any]:
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """The one model served; nothing is ever loaded because a request names it."""
-    parts = services(request)
-    return {"object": "list", "data": [_model(parts, parts.model_names[0])]}
+    context = app_context(request)
+    return {"object": "list", "data": [_model(context, context.model_names[0])]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
     """The model under any of its names."""
-    parts = services(request)
-    parts.check_model(model_id)
-    return _model(parts, model_id)
+    context = app_context(request)
+    context.check_model(model_id)
+    return _model(context, model_id)

@@ -12,7 +12,7 @@ from server.calibration.options import SETTINGS, WIRE_NAMES, JobOptions, configu
 from server.config import ServerConfig
 from server.errors import BadRequestError
 from server.http.schemas.base import RequestBody, refused
-from server.http.schemas.chat import ChatMessage
+from server.http.schemas.chat_message import ChatMessage
 
 Bits = Annotated[int, Field(ge=1, le=4)]
 

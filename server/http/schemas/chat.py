@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec
-from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
 from server.http.schemas.base import refused
 from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.generation import MAX_LOGPROBS, GenerationBody, MaxTokens
 from server.http.schemas.tools import check_choice, read_choice, read_functions, read_tools
+from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
 
 MAX_MESSAGES = 4096
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
@@ -84,6 +84,11 @@ class ChatBody(GenerationBody):
     def legacy_functions(self) -> bool:
         """Whether calls are told as `function_call`."""
         return bool(self.functions) and not self.tools
+
+    @property
+    def thinking_told(self) -> bool:
+        """Whether the caller gets to read the model's thinking."""
+        return self._thinking.told
 
     def check(self) -> None:
         """Rules across fields.

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from server.model.conversation import Json
 from server.http.schemas.base import RequestBody, clip, refused
+from server.model.conversation import Json
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 THINKING_PARTS = {"thinking": "thinking", "reasoning": "text"}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from server.engine.request import SamplingParams
 from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec
-from server.model.conversation import TextPrompt
 from server.http.schemas.base import refused
 from server.http.schemas.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationBody
+from server.model.conversation import TextPrompt
 
 MAX_PROMPTS = 64
 
@@ -87,6 +89,10 @@ class CompletionBody(GenerationBody):
         if self.stream and self.num_choices > self.n:
             raise BadRequestError("best_of: with 'stream' it cannot be more than n", param="best_of")
 
+    def sampling(self) -> SamplingParams:
+        """The engine's form; an echoed prompt is scored when log-probabilities are asked for."""
+        return replace(super().sampling(), prompt_logprobs=self.logprobs if self.echo else None)
+
     def spec(self) -> GenerationSpec:
         """What is asked for, whatever API it came by."""
         return GenerationSpec(
@@ -100,6 +106,5 @@ class CompletionBody(GenerationBody):
             stop_token_ids=tuple(self.stop_token_ids),
             include_stop=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
-            prompt_logprobs=self.logprobs if self.echo else None,
             response_format=self.response_format,
         )

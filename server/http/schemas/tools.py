@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from server.model.conversation import Json, ToolChoice, ToolSpec
 from server.http.schemas.base import clip, note_ignored, refused
+from server.model.conversation import Json, ToolChoice, ToolSpec
 
 MAX_TOOLS = 512
 MAX_PARAMETER_CHARS = 200_000

@@ -44,7 +44,13 @@ async def test_whole_answer(client: httpx.AsyncClient, engine: FakeEngine) -> No
         "prompt_tokens": num_prompt,
         "completion_tokens": 10,
         "total_tokens": num_prompt + 10,
-        "prompt_tokens_details": {"cached_tokens": 11},
+        "prompt_tokens_details": {"cached_tokens": 11, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 

@@ -66,7 +66,7 @@ plausible = st.sampled_from(
 
 def bodies(model: Any, base: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A valid body with some fields, known or not, set to anything."""
-    names = st.sampled_from(sorted({*model.model_fields, *model.neutral}))
+    names = st.sampled_from(sorted({*model.model_fields, *model.silent, *model.unsupported, *model.aliases}))
     changes = st.dictionaries(st.one_of(names, names, names, texts), st.one_of(plausible, values), max_size=4)
     return changes.map(lambda changed: {**base, **changed})
 

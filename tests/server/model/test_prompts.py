@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 
 from server.errors import BadRequestError
-from server.model.prompts import Message, chat_prompt
+from server.model.conversation import Conversation
+from server.model.conversation import Json as Message
+from server.model.prompts import TokenizedPrompt
+from server.model.prompts import chat_prompt as conversation_prompt
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
 SYSTEM: Message = {"role": "system", "content": "You are terse."}
+
+
+def chat_prompt(tokenizer: FakeTokenizer, messages: list[Message], context_len: int) -> TokenizedPrompt:
+    return conversation_prompt(tokenizer, Conversation(tuple(messages)), context_len)
 
 
 def turn(role: str, content: str) -> Message:
