@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from server.engine.answer_text import LOWEST_LOGPROB
 from server.engine.request import TokenLogprob
 from server.http.answer_state import AnswerState, Usage
 from server.http.requests import PreparedAnswer
@@ -14,6 +13,8 @@ from server.http.sse import Frame
 Json = dict[str, Any]
 
 DONE = b"data: [DONE]\n\n"
+# JSON has no infinity; this is what OpenAI sends for a token that cannot be drawn.
+LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
