@@ -15,7 +15,8 @@ from server.config import ServerConfig
 from server.http.app import create_app
 from server.http.schemas.base import RequestBody
 from server.http.schemas.calibration import CalibrationBody
-from server.http.schemas.chat import ChatBody, ChatMessage
+from server.http.schemas.chat import ChatBody
+from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.generation import StreamOptions
 from tests.helpers.fake_engine import FakeEngine
