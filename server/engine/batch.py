@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import greedy_sampler
 
 from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
-from server.engine.detokenizer import Vocabulary
 from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
 from server.engine.request import ErrorEvent, PromptEvent
-from server.engine.rows import RunningChoice, RunningRequest
+from server.engine.rows import RunningChoice, RunningRequest, ServedModel
 from server.engine.sampler import make_processors, make_sampler
 from server.engine.step_input import StepInput
 
@@ -47,10 +46,8 @@ class Batch:
     """Rows of one artifact. MLX thread only.
 
     Args:
-        model: the mlx-lm model.
+        served: the model.
         store: where caches come from.
-        vocabulary: for the text of the rows.
-        eos_ids: tokens that end an answer.
         prefixes: snapshots of all artifacts.
         max_num_seqs: rows at once.
         keep_wired_limit: leave the wired limit that BatchGenerator sets in place.
@@ -58,10 +55,8 @@ class Batch:
 
     def __init__(
         self,
-        model: Any,
+        served: ServedModel,
         store: KVStore,
-        vocabulary: Vocabulary,
-        eos_ids: tuple[int, ...],
         prefixes: PrefixCache,
         max_num_seqs: int,
         keep_wired_limit: bool,
@@ -69,9 +64,8 @@ class Batch:
         self.store = store
         self.rows: dict[int, RunningChoice] = {}
         self.proof: tuple[LayerProof, ...] | None = None
-        self._model = ScoringModel(model)
-        self._vocabulary = vocabulary
-        self._eos_ids = eos_ids
+        self._model = ScoringModel(served.model)
+        self._served = served
         self._prefixes = prefixes
         self._max_num_seqs = max_num_seqs
         self._keep_wired_limit = keep_wired_limit
@@ -154,7 +148,6 @@ class Batch:
     def _make_generator(self) -> BatchGenerator:
         generator = BatchGenerator(
             self._model,
-            stop_tokens=[[i] for i in self._eos_ids],
             sampler=greedy_sampler,
             # Admission bounds the rows; the generator must never hold one back.
             completion_batch_size=2 * self._max_num_seqs + 1,
@@ -169,7 +162,7 @@ class Batch:
         self, running: RunningRequest, index: int, caches: Caches, segments: list[list[int]], held: int
     ) -> None:
         request = running.request
-        row = RunningChoice.of(running, index, self._vocabulary)
+        row = RunningChoice.of(running, index, self._served)
         (uid,) = self._generator.insert_segments(
             [segments],
             max_tokens=[max(1, request.max_tokens)],
@@ -177,18 +170,13 @@ class Batch:
             all_tokens=[list(request.prompt[:held])],
             samplers=[make_sampler(request.sampling, running.seed + index)],
             logits_processors=[
-                make_processors(request.sampling, len(request.prompt), self._eos_ids, request.stop_token_ids)
+                make_processors(request.sampling, len(request.prompt), self._served.eos_ids, request.stop_token_ids)
             ],
-            stop_sequences=[self._ends(request.stop_token_ids)],
+            stop_sequences=[row.stops],
         )
         self.rows[uid] = row
         if request.sampling.prompt_logprobs is not None and index == 0:
-            self._model.scores[uid] = PromptScores(request, self._vocabulary)
-
-    def _ends(self, stop_token_ids: tuple[int, ...]) -> StopSequences:
-        if not stop_token_ids:
-            return self._generator._default_stop_sequences
-        return StopSequences([[i] for i in (*self._eos_ids, *stop_token_ids)])
+            self._model.scores[uid] = PromptScores(request, self._served.vocabulary)
 
     def _drop(self, uid: int) -> None:
         del self.rows[uid]
@@ -217,7 +205,7 @@ class Batch:
     def _end_scored(self, running: RunningRequest, on_end: OnEnd) -> None:
         """Nothing is to be generated: the prompt was all."""
         for index in range(running.request.n):
-            running.finish(AnswerText(running.request, index, self._vocabulary), "length")
+            running.finish(AnswerText(running.request, index, self._served.vocabulary), "length")
         self.remove(running)
         on_end(running, None)
 
@@ -240,9 +228,7 @@ class Batch:
             result = row.text.push(response.token, response.logprobs, response.finish_reason)
         except Exception as error:  # the engine loop's guard: what a parser cannot read must not end the other rows
             log.exception("an answer could not be read")
-            message = f"the answer could not be read: {type(error).__name__}: {error}"
-            self.remove(row.running)
-            on_end(row.running, ErrorEvent(row.running.request.request_id, message, "engine_error"))
+            self._fail(row, f"the answer could not be read: {type(error).__name__}: {error}", on_end)
             return
         row.running.put(result.event)
         if result.reason is None:
@@ -255,6 +241,11 @@ class Batch:
         row.running.finish(row.text, result.reason)
         if row.running.choices_left == 0:
             on_end(row.running, None)
+
+    def _fail(self, row: RunningChoice, message: str, on_end: OnEnd) -> None:
+        """End a request and nothing else."""
+        self.remove(row.running)
+        on_end(row.running, ErrorEvent(row.running.request.request_id, message, "engine_error"))
 
     def _keep_answer(self, row: RunningChoice, response: Any) -> None:
         """A snapshot at the end of an only choice's answer, from which the next turn may go on."""

@@ -94,7 +94,11 @@ class Engine(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """mlx-lm's TokenizerWrapper; read-only use (encode, chat template) is allowed from any one other thread."""
+        """mlx-lm's TokenizerWrapper; read-only use (encode, chat template) is allowed from any one other thread.
+
+        Raises:
+            NotReadyError: the model is not loaded yet.
+        """
 
     def status(self) -> EngineStatus:
         """The current state; cheap, never blocks on the MLX thread."""
@@ -125,4 +129,5 @@ class Engine(Protocol):
 
         Raises:
             ConflictError: two stores are live already.
+            NotReadyError: no model is loaded.
         """

@@ -69,7 +69,6 @@ class EngineLoop:
         self._statuses = StatusBuilder(self._counters)
         self._jobs = JobRunner(self._inputs)
         self._activity = LastActivity()
-        self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
         self._status = EngineStatus(**vars(self._life.state))
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
@@ -79,14 +78,8 @@ class EngineLoop:
 
     @property
     def tokenizer(self) -> Any:
-        """mlx-lm's TokenizerWrapper.
-
-        Raises:
-            NotReadyError: the model is not loaded yet.
-        """
-        if self._loaded is None:
-            raise self._life.not_ready()
-        return self._loaded.tokenizer
+        """mlx-lm's TokenizerWrapper; see `Engine.tokenizer`."""
+        return self._require().loaded.tokenizer
 
     def start(self) -> None:
         """Start the MLX thread and the watchdog."""
@@ -166,21 +159,19 @@ class EngineLoop:
             self._commands.put(command)
             return True
 
+    def _require(self) -> Scheduler:
+        if self._scheduler is None:
+            raise self._life.not_ready()
+        return self._scheduler
+
     def _stalled_s(self) -> float | None:
         return self._activity.age_s if self._life.tickets else None
 
     # MLX thread
 
     def activate(self, store: KVStore) -> None:
-        """New requests use `store` from the next step on; MLX thread only, through `call`.
-
-        Raises:
-            ConflictError: two stores are live already.
-            NotReadyError: no model is loaded.
-        """
-        if self._scheduler is None:
-            raise self._life.not_ready()
-        self._scheduler.activate(store)
+        """New requests use `store` from the next step on; MLX thread only. See `Engine.activate`."""
+        self._require().activate(store)
         if self._life.state.state == "unready":
             self._life.state = EngineState("ready")
         self._publish(fresh=True)
@@ -231,7 +222,7 @@ class EngineLoop:
 
     def _install(self, loaded: Loaded) -> None:
         scheduler = Scheduler(loaded, self._config, self._waiting, self._counters, self._life.forget)
-        self._loaded, self._scheduler = loaded, scheduler
+        self._scheduler = scheduler
         if loaded.store is None:
             self._life.state = EngineState("unready", loaded.detail)
         else:
@@ -286,7 +277,7 @@ class EngineLoop:
         mx.clear_streams()
 
     def _publish(self, *, fresh: bool) -> None:
-        self._status = self._statuses.build(self._life.state, self._loaded, self._scheduler, fresh=fresh)
+        self._status = self._statuses.build(self._life.state, self._scheduler, fresh=fresh)
 
     # The end
 

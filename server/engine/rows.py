@@ -5,6 +5,9 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
+
+from mlx_lm.generate import StopSequences
 
 from quant_core.cache.store import Reservation
 from server.engine.admission import Admission, Ticket
@@ -84,16 +87,27 @@ class RunningRequest:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """What rows of every artifact share: the mlx-lm model, its vocabulary, its end tokens."""
+
+    model: Any
+    vocabulary: Vocabulary
+    eos_ids: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class RunningChoice:
-    """One choice in a BatchGenerator."""
+    """One choice in a BatchGenerator; `stops` are the tokens that end it."""
 
     running: RunningRequest
     text: AnswerText
+    stops: StopSequences
     reservation: Reservation
 
     @classmethod
-    def of(cls, running: RunningRequest, index: int, vocabulary: Vocabulary) -> RunningChoice:
-        """Choice number `index`."""
-        text = AnswerText(running.request, index, vocabulary)
-        return cls(running, text, running.admission.reservations[index])
+    def of(cls, running: RunningRequest, index: int, served: ServedModel) -> RunningChoice:
+        """Choice number `index`, from 0."""
+        text = AnswerText(running.request, index, served.vocabulary)
+        stops = StopSequences([[i] for i in (*served.eos_ids, *running.request.stop_token_ids)])
+        return cls(running, text, stops, running.admission.reservations[index])

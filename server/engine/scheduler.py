@@ -20,7 +20,7 @@ from server.engine.detokenizer import Vocabulary
 from server.engine.prefill_budget import PrefillBudget
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
-from server.engine.rows import RunningRequest
+from server.engine.rows import RunningRequest, ServedModel
 from server.engine.step_input import StepInput
 from server.errors import ConflictError
 
@@ -77,13 +77,13 @@ class Scheduler:
         counters: Counters,
         on_end: Callable[[Ticket], None],
     ) -> None:
+        self.loaded = loaded
         self.batches: list[Batch] = []
         self.active: Batch | None = None
         self.prefixes = PrefixCache()
-        self.vocabulary = Vocabulary(loaded.tokenizer)
         self.limits = Limits(loaded.context_len, logits_width(loaded.model), config.max_num_seqs)
-        self._model = loaded.model
-        self._eos_ids = tuple(sorted(loaded.tokenizer.eos_token_ids))
+        eos_ids = tuple(sorted(loaded.tokenizer.eos_token_ids))
+        self._served = ServedModel(loaded.model, Vocabulary(loaded.tokenizer), eos_ids)
         self._config = config
         self._waiting = waiting
         self._counters = counters
@@ -122,9 +122,7 @@ class Scheduler:
                     code="too_many_live_artifacts",
                 )
             keep = self._config.wired_limit == "auto"
-            known = Batch(
-                self._model, store, self.vocabulary, self._eos_ids, self.prefixes, self._config.max_num_seqs, keep
-            )
+            known = Batch(self._served, store, self.prefixes, self._config.max_num_seqs, keep)
             self.batches.append(known)
         self.active = known
         self.retire()

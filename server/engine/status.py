@@ -9,7 +9,7 @@ from quant_core.cache.store import HeldBytes
 from server.engine.batch import Batch
 from server.engine.counters import Counters
 from server.engine.interface import EngineState, EngineStatus, KVStatus, LayerStatus
-from server.engine.scheduler import Loaded, Scheduler
+from server.engine.scheduler import Scheduler
 
 # Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
 KV_INTERVAL_S = 0.25
@@ -70,18 +70,16 @@ class StatusBuilder:
         self._counters = counters
         self._kv = KVStatusReader()
 
-    def build(
-        self, state: EngineState, loaded: Loaded | None, scheduler: Scheduler | None, *, fresh: bool
-    ) -> EngineStatus:
+    def build(self, state: EngineState, scheduler: Scheduler | None, *, fresh: bool) -> EngineStatus:
         """The status now; `fresh` measures the KV memory anew. Queue and token age are the reader's to add."""
-        if loaded is None or scheduler is None:
+        if scheduler is None:
             return EngineStatus(**vars(state), counters=self._counters.copy())
         active, batches = scheduler.active, scheduler.batches
         kv = self._kv.read(batches, active, fresh=fresh)
         return EngineStatus(
             **vars(state),
-            model_id=loaded.model_id,
-            context_len=loaded.context_len,
+            model_id=scheduler.loaded.model_id,
+            context_len=scheduler.loaded.context_len,
             num_running=scheduler.num_running,
             active_artifact=active.store.artifact_id if active is not None else None,
             live_artifacts=tuple(a for a in (batch.store.artifact_id for batch in batches) if a),
