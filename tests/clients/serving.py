@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import httpx
 import yaml
 
 from server.config import child_environment
-from tests.clients.scripted.folder import write_scripted_model
+from tests.clients.scripted.folder import Kind, write_scripted_model
 
 ROOT = Path(__file__).parents[2]
 # The demo model's codec is fitted first.
@@ -46,7 +47,7 @@ def served(kind: str, folder: Path, demo: Path) -> Iterator[Served]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    model = str(demo) if kind == "demo" else str(write_scripted_model(folder / "model", demo, kind))
+    model = str(demo) if kind == "demo" else str(write_scripted_model(folder / "model", demo, cast(Kind, kind)))
     settings = {
         "model": {"name": model, "trust_remote_code": kind != "demo", "served_name": "scripted"},
         # The scripted model's keys are token ids, which only an exact cache gives back.

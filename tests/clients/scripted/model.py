@@ -42,7 +42,7 @@ class ModelArgs:
         return cls(config["vocab_size"], config["tokenizer_file"], config["thinks"])
 
 
-class Model(nn.Module):
+class Model(nn.Module):  # type: ignore[misc]
     """One layer that only remembers."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -68,7 +68,7 @@ class Model(nn.Module):
             # Tied to the keys, as a real model's logits are, so that evaluating one fills the cache.
             return mx.broadcast_to(0 * keys[:, 0, -length:, :1], (batch, length, self.vocab_size))
         rows = np.array(keys[:, 0, :, 0]).astype(np.int64)
-        padding = getattr(held, "left_padding", mx.zeros((batch,), mx.int32)).tolist()
+        padding: Any = getattr(held, "left_padding", mx.zeros((batch,), mx.int32)).tolist()
         logits = np.stack([self._script.logits(row[pad:]) for row, pad in zip(rows, padding, strict=True)])
         return mx.array(logits)[:, None, :]
 
@@ -81,7 +81,7 @@ class Script:
         self._thinks = args.thinks
         texts = [self._decode([i]) for i in range(self._tokenizer.get_vocab_size())]
         self._token_of = {text: index for index, text in reversed(list(enumerate(texts)))}
-        self._end = self._tokenizer.token_to_id(END_TOKEN)
+        self._end: Any = self._tokenizer.token_to_id(END_TOKEN)
         self._mark = np.array(self._encode(ASSISTANT))
         self._base = np.linspace(0.0, -1e-3, args.vocab_size, dtype=np.float32)
         for closer in CLOSERS:

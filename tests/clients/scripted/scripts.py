@@ -84,7 +84,7 @@ def instance(schema: dict[str, Any], name: str = "", root: dict[str, Any] | None
         return {k: instance(s, k, root, **known) for k, s in wanted.items() if k in required or k in known}
     if kind == "array":
         return [instance(schema.get("items") or {"type": "string"}, name, root, **known)]
-    fits = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind)
+    fits: Any = {"string": str, "integer": int, "number": (int, float), "boolean": bool}.get(kind)
     if fits is not None and isinstance(value, fits):
         return value
     return {"string": "text", "integer": 1, "number": 1.5, "boolean": True}.get(kind)
