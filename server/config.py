@@ -155,6 +155,21 @@ def _validated(data: object, source: str) -> ServerConfig:
         raise ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines)) from error
 
 
+def chat_template(config: ServerConfig) -> str | None:
+    """The text of `model.chat_template`; None: the model's own.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    path = config.model.chat_template
+    if path is None:
+        return None
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: cannot read {path}: {error}") from error
+
+
 def user_data_dir(config: ServerConfig) -> Path:
     """Where models, artifacts and verdicts are kept: data_dir, else $VECINFER_HOME, else ~/.cache/vecinfer."""
     if config.data_dir is not None:

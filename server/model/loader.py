@@ -50,7 +50,9 @@ class LoadedModel:
     context_len: int
 
 
-def load(name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool = False) -> LoadedModel:
+def load(
+    name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool = False, chat_template: str | None = None
+) -> LoadedModel:
     """Find, download if needed, and load a model.
 
     Args:
@@ -58,6 +60,7 @@ def load(name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool
         data_dir: where the demo model is kept.
         progress: called with a line and the fraction done, or None where it is unknown.
         trust_remote_code: allow a model that brings its own Python code.
+        chat_template: a Jinja template in the place of the model's.
 
     Raises:
         ModelError: missing, unreachable, incomplete, or of an architecture mlx-lm does not know.
@@ -69,7 +72,8 @@ def load(name: str, data_dir: Path, progress: Report, *, trust_remote_code: bool
         keep_freed_memory()
     try:
         model, config = load_model(path, lazy=on_cpu, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+        extra = None if chat_template is None else {"chat_template": chat_template}
+        tokenizer = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         # mlx-lm and transformers raise all of these for files that are wrong or missing.
         raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error

@@ -70,7 +70,7 @@ def chat_prompt(tokenizer: Any, conversation: Conversation, context_len: int) ->
     if conversation.chat_template is None and not tokenizer.has_chat_template:
         raise BadRequestError("this model has no chat template; use /v1/completions", param=conversation.param)
     text = render(tokenizer, conversation)
-    ids = _encode(tokenizer, text, context_len, conversation.param, add_special_tokens=False)
+    ids = encoded(tokenizer, text, context_len, conversation.param, add_special_tokens=False)
     return TokenizedPrompt(ids, _boundaries(tokenizer, conversation, text, ids), text)
 
 
@@ -82,7 +82,7 @@ def text_prompt(tokenizer: Any, prompt: TextPrompt, context_len: int) -> Tokeniz
         ContextLengthError: more text than the context can hold.
     """
     if isinstance(prompt, str):
-        ids, text = _encode(tokenizer, prompt, context_len, "prompt", add_special_tokens=True), prompt
+        ids, text = encoded(tokenizer, prompt, context_len, "prompt", add_special_tokens=True), prompt
     else:
         ids, text = prompt, ""
         wrong = next((i for i in ids if not 0 <= i < vocab_size(tokenizer)), None)
@@ -134,7 +134,12 @@ def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:
     return None
 
 
-def _encode(tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+def encoded(tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    """The text's token ids.
+
+    Raises:
+        ContextLengthError: more text than the context can hold, told without tokenising it.
+    """
     if len(text) > MAX_CHARS_PER_TOKEN * context_len:
         raise ContextLengthError(
             f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens", param=param

@@ -21,7 +21,7 @@ from quant_core.errors import ArtifactError
 from quant_core.slices import Progress, run
 from server.calibration.queue import CalibrationTarget
 from server.calibration.runs import first_calibration
-from server.config import ServerConfig, user_data_dir
+from server.config import ServerConfig, chat_template, user_data_dir
 from server.doctor.proof import proven_backend, unproven
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
@@ -80,7 +80,13 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
         ConfigError, ArtifactError, CodecError: with the remedy.
     """
     yield Progress("load", 0.0, f"loading {config.model.name}", None)
-    model = load(config.model.name, user_data_dir(config), report, trust_remote_code=config.model.trust_remote_code)
+    model = load(
+        config.model.name,
+        user_data_dir(config),
+        report,
+        trust_remote_code=config.model.trust_remote_code,
+        chat_template=chat_template(config),
+    )
     context_len = min(config.model.context_len or model.context_len, model.context_len)
     name = config.model.served_name or model.model_id
     if config.kv_cache.method == "fp16":

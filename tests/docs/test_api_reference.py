@@ -19,6 +19,7 @@ from server.http.schemas.chat import ChatBody
 from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.generation import StreamOptions
+from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,9 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
     assert headings() == routes
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody, CalibrationBody, ChatMessage, StreamOptions])
+@pytest.mark.parametrize(
+    "body", [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, CalibrationBody, ChatMessage, StreamOptions]
+)
 def test_every_field_is_named(body: type[RequestBody]) -> None:
     names = {*body.model_fields, *body.aliases} | (
         {*body.silent, *body.unsupported} if body is not ChatMessage else set()

@@ -19,6 +19,8 @@ def _model(context: AppContext, name: str) -> dict[str, Any]:
         "created": int(context.started_at),
         "owned_by": "vecinfer",
         "context_length": status.context_len,
+        "max_model_len": status.context_len,
+        "capabilities": ["chat", "completion", "tools", "structured_outputs", "reasoning"],
     }
 
 

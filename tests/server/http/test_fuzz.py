@@ -18,6 +18,7 @@ from server.http.app import create_app
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
+from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import USER
@@ -26,6 +27,8 @@ from tests.server.http.test_calibration import Procedure
 ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, {"messages": USER}),
     "/v1/completions": (CompletionBody, {"prompt": "a"}),
+    "/v1/tokenize": (TokenizeBody, {"prompt": "a"}),
+    "/v1/detokenize": (DetokenizeBody, {"tokens": [1]}),
     "/admin/calibrations": (CalibrationBody, {}),
 }
 quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
