@@ -14,10 +14,10 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import ColumnPlan
+from quant_core.codec.arrays import ColumnPlan
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec, doubled_to
 
 # Head sizes MLX has a fused prefill for on both Metal and CUDA.
 FUSED_HEAD_DIMS = (64, 80, 128)
@@ -131,10 +131,7 @@ def _turns(rotary: Rotary, bucket_len: int, num_buckets: int) -> mx.array:
 
 
 def _turns_up_to(rotary: Rotary, bucket_len: int, last: int) -> mx.array:
-    size = 8
-    while size <= last:
-        size *= 2
-    return _turns(rotary, bucket_len, size)
+    return _turns(rotary, bucket_len, doubled_to(last + 1))
 
 
 @lru_cache(maxsize=16)
@@ -197,8 +194,7 @@ def _mask(plan: ColumnPlan, window: WindowSpec) -> mx.array:
     exact = np.where((exact < sinks) & (plan.num_coded > 0), hidden, exact).reshape(-1)
     as_sink = coded < sinks
     rows = np.arange(plan.start, plan.end)
-    code_ends = (np.maximum(0, (rows + 1 - window.window) // PAGE_SIZE) * PAGE_SIZE).astype(np.int32)
-    ends, queries = mx.array(code_ends)[:, None], mx.array(rows.astype(np.int32))[:, None]
+    ends, queries = (mx.array(x.astype(np.int32))[:, None] for x in (window.code_ends(rows), rows))
     where = mx.array(exact.astype(np.int32))
     by_code = mx.array(np.where(as_sink, hidden, coded).astype(np.int32))
     by_sink = mx.array(np.where(as_sink, coded, hidden).astype(np.int32))

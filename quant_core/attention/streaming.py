@@ -1,7 +1,7 @@
 """Attention in code space, block by block: how every back end prefills, and what the reference back end decodes with.
 
-For new positions [s, e) the columns are the sinks j < S, coded S <= j < 64 np(e-1), exact 64 np(s) <= j < e. Query i
-sees sinks j <= i, coded j < 64 np(i) and exact max(S, 64 np(i)) <= j <= i (docs/design.md, "Attention"). Keys stay in
+For new positions [s, e) the columns are the sinks j < S, coded S <= j < P np(e-1), exact P np(s) <= j < e. Query i
+sees sinks j <= i, coded j < P np(i) and exact max(S, P np(i)) <= j <= i (docs/design.md, "Attention"). Keys stay in
 code space: a bucket's queries are turned instead, which costs D / (2 bucket_len) of the attention's multiplications.
 """
 
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.softmax import Partial, attend_block, visibility_bias
-from quant_core.backends.base import RingArrays
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import LayerCodec
-from quant_core.codec.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import Positions, WindowSpec
 
-Positions = np.ndarray[Any, np.dtype[np.int64]]
 # First position, keys and values `[Hkv, T, D]` float16 in code space.
 Block = tuple[int, mx.array, mx.array]
 
@@ -55,11 +53,10 @@ def exact_columns(
         new: `k~, v~ [Hkv, n, D]` float16 of positions `end - n ... end - 1`, not yet in the rings.
     """
     num_new = 0 if new is None else int(new[0].shape[1])
-    where = np.arange(begin, end - num_new)
-    slots = mx.array((where % window.ring_slots).astype(np.int32))
+    ring_keys, ring_values = rings.span(row, begin, end - num_new)
     num_sinks = min(window.num_sink_tokens, end - num_new)
-    keys = [rings.sink_keys[row, :, :num_sinks], rings.ring_keys[row][:, slots]]
-    values = [rings.sink_values[row, :, :num_sinks], rings.ring_values[row][:, slots]]
+    keys = [rings.sink_keys[row, :, :num_sinks], ring_keys]
+    values = [rings.sink_values[row, :, :num_sinks], ring_values]
     if new is not None:
         keys.append(new[0])
         values.append(new[1])
@@ -85,7 +82,7 @@ def attend_row(
     grouped = group_queries(queries[None], scale, codec.num_kv_heads)
     # Query n = group * L + l of a KV head is at position start + l.
     positions = np.tile(np.arange(start, start + length), num_heads // codec.num_kv_heads)
-    code_ends = np.array([window.num_code_pages(int(i)) * PAGE_SIZE for i in positions])
+    code_ends = window.code_ends(positions)
     state: Partial | None = None
     for block in _exact_blocks(grouped, exact, positions, code_ends, codec, window):
         state = block if state is None else state.merge(block)

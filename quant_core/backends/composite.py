@@ -7,10 +7,9 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.base import KernelBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec.codec import LayerCodec
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.arrays import DecodeStep
 
 # Tested and replaced one by one; vq_attention_mma exists on CUDA only, in front of vq_attention.
 KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_columns", "vq_attention", "vq_attention_mma")
@@ -21,21 +20,10 @@ class FastAttention(Protocol):
 
     name: str
 
-    def supports(
-        self, queries: mx.array, rings: RingArrays, codes: PagedCodes, codec: LayerCodec, window: WindowSpec
-    ) -> bool:
-        """Whether it covers these arguments."""
+    def supports(self, step: DecodeStep) -> bool:
+        """Whether it covers this step's geometry."""
 
-    def __call__(
-        self,
-        queries: mx.array,
-        scale: float,
-        starts: tuple[int, ...],
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
+    def __call__(self, step: DecodeStep) -> mx.array:
         """See KernelBackend.vq_attention."""
 
 
@@ -65,20 +53,11 @@ class CompositeBackend:
         self.vq_columns = trusted("vq_columns").vq_columns
         self._attention = trusted("vq_attention").vq_attention
 
-    def vq_attention(
-        self,
-        queries: mx.array,
-        scale: float,
-        starts: tuple[int, ...],
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
+    def vq_attention(self, step: DecodeStep) -> mx.array:
         """See KernelBackend.vq_attention."""
-        if self.fast is not None and self.fast.supports(queries, rings, codes, codec, window):
-            return self.fast(queries, scale, starts, rings, codes, codec, window)
-        return self._attention(queries, scale, starts, rings, codes, codec, window)
+        if self.fast is not None and self.fast.supports(step):
+            return self.fast(step)
+        return self._attention(step)
 
 
 def _name(device: str, replaced: list[str]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from quant_core.backends import launch
-from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.kernel_text import Dialect, KernelSource, load_kernel
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.spec import MAX_DECODE_LEN, WindowSpec
 
@@ -66,14 +66,5 @@ class DeviceBackend:
     ) -> tuple[mx.array, mx.array]:  # fmt: skip
         return launch.columns(self.kernel("vq_columns"), codes, row, plan, rings, new, codec, window)
 
-    def vq_attention(
-        self,
-        queries: mx.array,
-        scale: float,
-        starts: tuple[int, ...],
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
-        return launch.attention(self.kernel, queries, scale, starts, rings, codes, codec, window, self._target_groups)
+    def vq_attention(self, step: DecodeStep) -> mx.array:
+        return launch.attention(self.kernel, step, self._target_groups)

@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
 from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, plan_decode
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.codec.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec, doubled_to
 from quant_core.errors import ShapeError
 
 # Builds a kernel of the manifest for one dialect; the result is called with MLX's launch arguments.
@@ -83,10 +83,7 @@ def _angles(rotary: Rotary | None, window: WindowSpec, last: int) -> tuple[mx.ar
     """cos and sin of all bucket starts up to position `last`; the table grows by doubling."""
     if rotary is None:
         return _no_angles()
-    size = 8
-    while size <= last // window.bucket_len:
-        size *= 2
-    return code_space.bucket_table(rotary, window.bucket_len, size)
+    return code_space.bucket_table(rotary, window.bucket_len, doubled_to(last // window.bucket_len + 1))
 
 
 def _rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
@@ -240,11 +237,10 @@ def columns(
     return keys, values
 
 
-def attention(
-    kernels: KernelFactory, queries: mx.array, scale: float, starts: tuple[int, ...], rings: RingArrays,
-    codes: PagedCodes, codec: LayerCodec, window: WindowSpec, target_groups: int,
-) -> mx.array:  # fmt: skip
+def attention(kernels: KernelFactory, step: DecodeStep, target_groups: int) -> mx.array:
     """vq_attention: queries per bucket, one matmul, partial softmaxes, merge."""
+    queries, starts, rings, codes = step.queries, step.starts, step.rings, step.codes
+    codec, window = step.codec, step.window
     batch, num_heads, length, dim = queries.shape
     heads = codec.num_kv_heads
     if length > MAX_DECODE_LEN:
@@ -257,7 +253,7 @@ def attention(
     cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
     rotated, mean_scores = kernels("vq_attention_queries")(
         inputs=[
-            queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n), _factor(scale),
+            queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n), _factor(step.scale),
         ],
         template=[("T", queries.dtype), ("A", product), ("HEAD_DIM", dim), *_rotary_template(codec.rotary)],
         grid=(-(-plan.num_entries // 8) * 256, heads, n), threadgroup=(256, 1, 1),

@@ -2,94 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.softmax import Partial, attend_block, visibility_bias
-from quant_core.attention.streaming import Positions, attend_codes, group_queries
-from quant_core.backends import base
-from quant_core.backends.base import ColumnPlan, NewVectors, PagedCodes, RingArrays
+from quant_core.attention.streaming import attend_codes, group_queries
+from quant_core.codec import arrays
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.page_layout import unpack_block
-from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, WindowSpec
+from quant_core.codec.reconstruct import reconstruct
+from quant_core.codec.rings import append_exact
+from quant_core.codec.spec import PAGE_SIZE, Positions, WindowSpec
 
 # Pages of history attended to at once; bounds the memory of a decode step.
 BLOCK_PAGES = 32
-# One table entry as a single integer element, by bytes per entry: MLX gathers those several times faster.
-_WORDS = {4: mx.uint32, 8: mx.uint64}
-
-
-@lru_cache(maxsize=32)
-def _landing(starts: tuple[int, ...], lengths: tuple[int, ...], num_slots: int, ring: bool) -> mx.array | None:
-    """Where each slot's new content comes from in `concat([old slots, new tokens])`: `[B, 1, slots, 1]` int32."""
-    slots = np.arange(num_slots)
-    rows = []
-    for start, length in zip(starts, lengths, strict=True):
-        end = start + length
-        # The youngest position < end that belongs in the slot.
-        position = end - 1 - (end - 1 - slots) % num_slots if ring else slots
-        fresh = (position >= start) & (position < end)
-        rows.append(np.where(fresh, num_slots + position - start, slots))
-    index = np.stack(rows)
-    if (index == slots).all():
-        return None
-    return mx.array(index.astype(np.int32))[:, None, :, None]
-
-
-def land(
-    keys: mx.array,
-    values: mx.array,
-    starts: tuple[int, ...],
-    lengths: tuple[int, ...],
-    rings: RingArrays,
-    window: WindowSpec,
-) -> RingArrays:
-    """The rings after new exact vectors `k~, v~ [B, Hkv, L, D]`; rows as in `vq_append`."""
-    if len(starts) == 1 and lengths[0] >= window.ring_slots and starts[0] >= window.num_sink_tokens:
-        end, slots = starts[0] + lengths[0], window.ring_slots
-        turned = [_last_slots(x[:, :, : lengths[0]], end, slots) for x in (keys, values)]
-        return RingArrays(turned[0], turned[1], rings.sink_keys, rings.sink_values)
-    ring = _landing(starts, lengths, window.ring_slots, True)
-    sinks = _landing(starts, lengths, window.num_sink_tokens, False) if window.num_sink_tokens else None
-    return RingArrays(
-        _land(rings.ring_keys, keys, ring),
-        _land(rings.ring_values, values, ring),
-        _land(rings.sink_keys, keys, sinks),
-        _land(rings.sink_values, values, sinks),
-    )
-
-
-def _last_slots(new: mx.array, end: int, num_slots: int) -> mx.array:
-    """A ring filled by the last of `new [B, Hkv, L, D]`, positions up to `end - 1`; L >= num_slots."""
-    wrapped = end % num_slots
-    first = new.shape[2] - num_slots
-    if not wrapped:
-        return mx.contiguous(new[:, :, first:])
-    return mx.concatenate([new[:, :, -wrapped:], new[:, :, first:-wrapped]], axis=2)
-
-
-def _land(old: mx.array, new: mx.array, index: mx.array | None) -> mx.array:
-    if index is None:
-        return old
-    return mx.take_along_axis(mx.concatenate([old, new], axis=2), index, axis=2)
-
-
-@kept_with_codec
-def _flat_tables(codec: VectorCodec) -> tuple[tuple[mx.array, mx.array], ...]:
-    """Per section: tables as one row of words per entry, and `[Hkv, 1, M]` first entry of each sub-vector's table."""
-    sections = []
-    for section, table in zip(codec.spec.sections, codec.codebooks, strict=True):
-        heads = np.arange(codec.num_kv_heads)[:, None] * section.num_codebooks
-        tables = np.array([section.codebook_of(j) for j in range(section.num_subvecs)])
-        first = ((heads + tables) * NUM_CENTROIDS).astype(np.uint32)[:, None]
-        flat = table.reshape(-1, section.subvec_dim)
-        word = _WORDS.get(flat.nbytes // flat.shape[0], mx.uint64)
-        sections.append((flat.view(word), mx.array(first)))
-    mx.eval(sections)
-    return tuple(sections)
 
 
 @kept_with_codec
@@ -112,23 +40,6 @@ def _lowest(distance: mx.array) -> mx.array:
     return mx.argmin(distance, axis=-1)
 
 
-def _gather(words: mx.array, chosen: mx.array) -> mx.array:
-    """`words [E, w]` at `chosen [..., M]`: `[..., M * w]`. On a flat table this gather is five times `take`."""
-    if words.shape[1] > 1:
-        return words[chosen].reshape(*chosen.shape[:-1], -1)
-    return mx.take_along_axis(words[:, 0], chosen.reshape(-1), axis=0).reshape(chosen.shape)
-
-
-def reconstruct(codes: mx.array, codec: VectorCodec) -> mx.array:
-    """`x~ [Hkv, T, D]` float16 of codes `[Hkv, T, code_bytes]` uint8."""
-    parts, column = [], 0
-    for section, (words, first) in zip(codec.spec.sections, _flat_tables(codec), strict=True):
-        chosen = codes[..., column : column + section.num_subvecs].astype(mx.uint32) + first
-        parts.append(_gather(words, chosen).view(mx.float16))
-        column += section.num_subvecs
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
-
-
 class ReferenceBackend:
     """See KernelBackend for what each function computes."""
 
@@ -145,9 +56,9 @@ class ReferenceBackend:
         window: WindowSpec,
     ) -> RingArrays:
         positions = np.array(starts, np.int64)[:, None] + np.arange(keys.shape[2])
-        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(base.EXACT_DTYPE)
-        v = code_space.values_in(values, codec).astype(base.EXACT_DTYPE)
-        return land(k, v, starts, lengths, rings, window)
+        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(arrays.EXACT_DTYPE)
+        v = code_space.values_in(values, codec).astype(arrays.EXACT_DTYPE)
+        return append_exact(k, v, starts, lengths, rings, window)
 
     def vq_encode(self, vectors: mx.array, codec: VectorCodec) -> mx.array:
         codes, dim = [], 0
@@ -171,19 +82,19 @@ class ReferenceBackend:
     ) -> tuple[mx.array, mx.array]:  # fmt: skip
         pooled = _row_pages(codes, row, 0, min(new.first_page, plan.num_coded), codec)
         left = max(0, plan.num_coded - new.first_page) * PAGE_SIZE
-        old = np.arange(plan.begin, plan.start) % window.ring_slots
+        older = rings.span(row, plan.begin, plan.start)
         num_old_sinks = min(window.num_sink_tokens, plan.start)
         parts = []
-        for coded, plain, half, ring, sinks, fresh in (
-            (pooled[0], new.key_codes, codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
-            (pooled[1], new.value_codes, codec.values, rings.ring_values, rings.sink_values, new.values),
+        for coded, plain, half, old, sinks, fresh in (
+            (pooled[0], new.key_codes, codec.keys, older[0], rings.sink_keys, new.keys),
+            (pooled[1], new.value_codes, codec.values, older[1], rings.sink_values, new.values),
         ):
             if left:
                 coded = mx.concatenate([coded, reconstruct(plain[:, :left], half)], axis=1)
             if plan.num_coded:
                 exact = mx.concatenate([sinks[row, :, :num_old_sinks], fresh], axis=1)[:, : window.num_sink_tokens]
                 coded = mx.concatenate([exact, coded[:, window.num_sink_tokens :]], axis=1)
-            tail = mx.concatenate([ring[row][:, mx.array(old.astype(np.int32))], fresh], axis=1)
+            tail = mx.concatenate([old, fresh], axis=1)
             front = plan.exact_block * PAGE_SIZE - coded.shape[1] + plan.begin - plan.exact_first
             back = PAGE_SIZE * plan.num_blocks - coded.shape[1] - front - tail.shape[1]
             heads, _, dim = tail.shape
@@ -191,22 +102,14 @@ class ReferenceBackend:
             parts.append(mx.concatenate([coded, filler[0], tail, filler[1]], axis=1))
         return parts[0], parts[1]
 
-    def vq_attention(
-        self,
-        queries: mx.array,
-        scale: float,
-        starts: tuple[int, ...],
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
+    def vq_attention(self, step: DecodeStep) -> mx.array:
+        queries, codes, codec, window = step.queries, step.codes, step.codec, step.window
         batch, num_heads, length, _ = queries.shape
-        grouped = group_queries(queries, scale, codec.num_kv_heads)
+        grouped = group_queries(queries, step.scale, codec.num_kv_heads)
         # Query n = group * L + l of a KV head of row b is at position starts[b] + l.
-        positions = np.array(starts)[:, None] + np.tile(np.arange(length), num_heads // codec.num_kv_heads)
-        code_ends = np.maximum(0, (positions + 1 - window.window) // PAGE_SIZE) * PAGE_SIZE
-        state = _attend_exact(grouped, positions, code_ends, rings, codec, window)
+        positions = np.array(step.starts)[:, None] + np.tile(np.arange(length), num_heads // codec.num_kv_heads)
+        code_ends = window.code_ends(positions)
+        state = _attend_exact(grouped, positions, code_ends, step.rings, codec, window)
         # A padded query lies behind the row's end; it may not read pages the row does not have.
         code_ends = np.minimum(code_ends, np.array(codes.num_pages)[:, None] * PAGE_SIZE)
         last_page = int(code_ends.max()) // PAGE_SIZE
@@ -221,7 +124,7 @@ class ReferenceBackend:
 def _row_pages(
     codes: PagedCodes, row: int, first_page: int, num_pages: int, codec: LayerCodec
 ) -> tuple[mx.array, mx.array]:
-    """`k~, v~ [Hkv, 64 n, D]` float16 of pages of one row."""
+    """`k~, v~ [Hkv, P n, D]` float16 of pages of one row."""
     if not num_pages:
         heads, dims = codec.num_kv_heads, (codec.keys.spec.head_dim, codec.values.spec.head_dim)
         return mx.zeros((heads, 0, dims[0]), mx.float16), mx.zeros((heads, 0, dims[1]), mx.float16)

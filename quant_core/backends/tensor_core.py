@@ -12,12 +12,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.backends.cuda import by_name
 from quant_core.backends.kernel_text import host_numbers, read, strip_comments
+from quant_core.codec.arrays import DecodeStep
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec, doubled_to
 from quant_core.codec.table_grid import multiples
 from quant_core.errors import KernelError
 
@@ -225,18 +225,18 @@ def _magic(divisor: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """What all layers share: struct Row of every row, the launch's splits, and how many buckets `_trig` has to hold."""
+class _Rows:
+    """What all layers of a step share: struct Row of every row, the splits, how many buckets `_trig` has to hold."""
 
-    rows: mx.array
+    table: mx.array
     plan: SplitPlan
     num_buckets: int
 
 
 @lru_cache(maxsize=8)  # a new one every step: what is kept longer is memory that the next ones cannot use again
-def _step(
+def _rows(
     starts: tuple[int, ...], new_len: int, window: WindowSpec, blocks_per_split: int, page_bytes: int, resident: int
-) -> _Step:
+) -> _Rows:
     pages = tuple(window.num_code_pages(s + new_len - 1) for s in starts)
     plan = plan_splits(pages, blocks_per_split, page_bytes, resident)
     table: list[int] = []
@@ -246,10 +246,8 @@ def _step(
         bucket = min_pages * PAGE_SIZE // window.bucket_len
         slots = 2 + (start + new_len - 1) // window.bucket_len - bucket
         table += [start, min_pages, num_pages, splits, bucket, slots, 0, 0]
-    num_buckets = 64
-    while num_buckets * window.bucket_len < max(starts) + new_len:
-        num_buckets *= 2
-    return _Step(mx.array(np.array(table, np.int32)), plan, num_buckets)
+    num_buckets = doubled_to(-(-(max(starts) + new_len) // window.bucket_len), 64)
+    return _Rows(mx.array(np.array(table, np.int32)), plan, num_buckets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,30 +340,24 @@ class AttentionMma:
         self._tickets: list[mx.array] = []
         self._calls = 0
 
-    def supports(self, queries: mx.array, rings: RingArrays, codes: PagedCodes, codec: LayerCodec, window: WindowSpec
-    ) -> bool:  # fmt: skip
+    def supports(self, step: DecodeStep) -> bool:
         """Whether the kernel covers this geometry; the portable kernels cover all."""
-        return _supports(codec, window, queries.shape[-1], queries.dtype, codes.pool.shape, codes.pages_per_slab)
+        queries, codes = step.queries, step.codes
+        return _supports(
+            step.codec, step.window, queries.shape[-1], queries.dtype, codes.pool.shape, codes.pages_per_slab
+        )
 
-    def __call__(
-        self,
-        queries: mx.array,
-        scale: float,
-        starts: tuple[int, ...],
-        rings: RingArrays,
-        codes: PagedCodes,
-        codec: LayerCodec,
-        window: WindowSpec,
-    ) -> mx.array:
+    def __call__(self, step: DecodeStep) -> mx.array:
         """See KernelBackend.vq_attention."""
+        queries, rings, codes, codec, window = step.queries, step.rings, step.codes, step.codec, step.window
         batch, num_heads, new_len, dim = queries.shape
         shape = _shape(codec, queries.dtype, num_heads, new_len)
-        step = _step(starts, new_len, window, shape.blocks_per_split, shape.page_bytes, self._resident)
-        plan = step.plan
+        rows = _rows(step.starts, new_len, window, shape.blocks_per_split, shape.page_bytes, self._resident)
+        plan = rows.plan
         pairs = batch * shape.blocks_per_split
         params = _params(
-            scale, plan.pages_per_split, window, codes.page_table.shape[1], codes.pages_per_slab, codes.pool.shape[1],
-            codes.page_bytes, codes.layer.offset,
+            step.scale, plan.pages_per_split, window, codes.page_table.shape[1], codes.pages_per_slab,
+            codes.pool.shape[1], codes.page_bytes, codes.layer.offset,
         )  # fmt: skip
         sinks = window.num_sink_tokens > 0
         scratch = pairs * plan.num_splits * min(shape.columns, _MAX_COLUMNS) if plan.num_splits > 1 else 1
@@ -373,8 +365,8 @@ class AttentionMma:
             inputs=[
                 queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
-                *shape.arrays[:6], _trig(codec.rotary, dim, window.bucket_len, step.num_buckets), *shape.arrays[6:],
-                step.rows, params, self._next_tickets(pairs),
+                *shape.arrays[:6], _trig(codec.rotary, dim, window.bucket_len, rows.num_buckets), *shape.arrays[6:],
+                rows.table, params, self._next_tickets(pairs),
             ],
             template=shape.template,
             grid=(plan.num_splits * NUM_THREADS, shape.blocks_per_split, batch),

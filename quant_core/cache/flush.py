@@ -186,7 +186,7 @@ def _layer_pages(place: _Place, first: int, end: int, backend: KernelBackend) ->
         blocks.append((pending.keys, pending.values))
         first += pending.num_pages
     if first < end:
-        keys, values = _ring_span(cache, place.row, first * PAGE_SIZE, end * PAGE_SIZE)
+        keys, values = cache.rings.span(place.row, first * PAGE_SIZE, end * PAGE_SIZE)
         blocks.append((backend.vq_encode(keys, codec.keys), backend.vq_encode(values, codec.values)))
     pages = [
         mx.concatenate([_paged(k, codec.keys.spec, "keys"), _paged(v, codec.values.spec, "values")], axis=-1)
@@ -194,11 +194,6 @@ def _layer_pages(place: _Place, first: int, end: int, backend: KernelBackend) ->
     ]
     joined = mx.concatenate(pages) if pages else mx.zeros((0, codec.num_kv_heads, 0), mx.uint8)
     return joined.reshape(joined.shape[0], -1)
-
-
-def _ring_span(cache: Any, row: int, start: int, stop: int) -> tuple[mx.array, mx.array]:
-    slots = mx.array((np.arange(start, stop) % cache.layer.window.ring_slots).astype(np.int32))
-    return cache.rings.ring_keys[row][:, slots], cache.rings.ring_values[row][:, slots]
 
 
 def _paged(codes: mx.array, spec: VQSpec, kind: BlockKind) -> mx.array:

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generation_stream
 
-from quant_core.backends.base import PagedCodes
 from quant_core.cache.page_table import PageTable, SlabAllocator
 from quant_core.cache.row import Row
+from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.page_layout import LayerLayout, PageLayout
 from quant_core.errors import PoolError
 

@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_caches
 
-from quant_core.backends.base import RingArrays
 from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, take_snapshot
 from quant_core.cache.store import Caches
+from quant_core.codec.arrays import RingArrays
 from quant_core.errors import ArtifactError
 
 FORMAT = "vecinfer-row-1"

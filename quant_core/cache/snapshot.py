@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import RingArrays
 from quant_core.cache.page_table import page_name
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
 from quant_core.cache.vq_cache import VQCache
+from quant_core.codec.arrays import RingArrays
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 
@@ -50,7 +50,7 @@ class PackedSnapshot:
     @property
     def nbytes(self) -> int:
         """Bytes of the tails, sinks and other layers' caches; pages are the pool's."""
-        tails = sum(sum(a.nbytes for a in _arrays(t)) for t in self.tails.values())
+        tails = sum(t.nbytes for t in self.tails.values())
         return int(tails + sum(c.nbytes for c in self.others.values()))
 
     def release(self) -> None:
@@ -72,9 +72,9 @@ def take_snapshot(caches: Sequence[Any], tokens: Sequence[int], arena: Arena, wi
     _share_pages(source.rows[0], tokens, source.layer.model_codec.artifact_id, num_pages)
     row = _without_promise(source.rows[0], num_pages)
     start = num_pages * PAGE_SIZE
-    tails = {i: _cut_rings(c.rings, start, length, window) for i, c in packed.items()}
+    tails = {i: _cut_rings(c.rings, start, length) for i, c in packed.items()}
     others = {i: copy.deepcopy(c) for i, c in enumerate(caches) if i not in packed}
-    mx.eval([_arrays(t) for t in tails.values()], [c.state for c in others.values()])
+    mx.eval([t.arrays for t in tails.values()], [c.state for c in others.values()])
     return PackedSnapshot(length, row, tails, others, source.layer.model_codec.artifact_id)
 
 
@@ -84,7 +84,7 @@ def resumed_rings(tail: RingArrays, start: int, length: int, window: WindowSpec)
     position = length - 1 - (length - 1 - slots) % window.ring_slots
     index = mx.array(np.clip(position - start, 0, max(0, length - start - 1)).astype(np.int32))
     if length == start:
-        zeros = [mx.zeros((*a.shape[:2], window.ring_slots, a.shape[3]), a.dtype) for a in _arrays(tail)[:2]]
+        zeros = [mx.zeros((*a.shape[:2], window.ring_slots, a.shape[3]), a.dtype) for a in tail.arrays[:2]]
         return RingArrays(zeros[0], zeros[1], tail.sink_keys, tail.sink_values)
     return RingArrays(tail.ring_keys[:, :, index], tail.ring_values[:, :, index], tail.sink_keys, tail.sink_values)
 
@@ -104,15 +104,11 @@ def _share_pages(row: Row, tokens: Sequence[int], artifact_id: str, num_pages: i
             row.replace(index, page)
 
 
-def _cut_rings(rings: RingArrays, start: int, length: int, window: WindowSpec) -> RingArrays:
-    slots = mx.array((np.arange(start, length) % window.ring_slots).astype(np.int32))
+def _cut_rings(rings: RingArrays, start: int, length: int) -> RingArrays:
+    slots = rings.slots(start, length)
     return RingArrays(
         rings.ring_keys[:, :, slots],
         rings.ring_values[:, :, slots],
         mx.contiguous(rings.sink_keys),
         mx.contiguous(rings.sink_values),
     )
-
-
-def _arrays(rings: RingArrays) -> list[mx.array]:
-    return [rings.ring_keys, rings.ring_values, rings.sink_keys, rings.sink_values]

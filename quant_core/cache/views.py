@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from quant_core.attention.fused import attend_row_fused, can_fuse, plan_columns
 from quant_core.attention.streaming import Block, ExactColumns, attend_row, exact_columns
-from quant_core.backends import base
-from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors, PagedCodes, RingArrays
-from quant_core.backends.reference import reconstruct
+from quant_core.backends.base import KernelBackend
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
+from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, ModelCodec
+from quant_core.codec.reconstruct import reconstruct
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 # Pages of history a prompt chunk attends to at once where it is not read in one fused call: 1,024 tokens.
@@ -40,14 +39,7 @@ class PackedLayer:
 
     def empty_rings(self, num_rows: int) -> RingArrays:
         """Rings and sinks of `num_rows` fresh rows."""
-        heads, w = self.codec.num_kv_heads, self.window
-        dk, dv = self.codec.keys.spec.head_dim, self.codec.values.spec.head_dim
-
-        def zeros(slots: int, dim: int) -> mx.array:
-            return mx.zeros((num_rows, heads, slots, dim), base.EXACT_DTYPE)
-
-        s = w.num_sink_tokens
-        return RingArrays(zeros(w.ring_slots, dk), zeros(w.ring_slots, dv), zeros(s, dk), zeros(s, dv))
+        return RingArrays.empty(num_rows, self.codec, self.window)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLayer:
         return self
@@ -70,7 +62,8 @@ class DecodeView:
         """Fused attention over codes and exact tokens."""
         layer = self._layer
         codes = layer.arena.codes(self._rows, layer.arena.layout.layers[layer.index])
-        return layer.backend.vq_attention(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window)
+        step = DecodeStep(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window)
+        return layer.backend.vq_attention(step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +72,7 @@ class PendingCodes:
 
     Attributes:
         first_page: index of the first of them in the sequence.
-        keys, values: codes `[Hkv, 64 n, code_bytes]` uint8.
+        keys, values: codes `[Hkv, P n, code_bytes]` uint8.
     """
 
     first_page: int
@@ -112,7 +105,7 @@ class PrefillRow:
     Attributes:
         index: in the batch.
         start, length: its positions are `start ... start + length - 1`.
-        rings: of the batch, before the chunk landed in them.
+        rings: of the batch, before the chunk was written to them.
         keys, values: the chunk's exact vectors, `[Hkv, length, D]` float16.
         pending: pages completed and not yet in the pool, the chunk's own included.
     """
@@ -125,14 +118,13 @@ class PrefillRow:
     values: mx.array
     pending: tuple[PendingCodes, ...] = ()
 
-    def vectors(self, begin: int, end: int, window: WindowSpec) -> tuple[mx.array, mx.array]:
+    def vectors(self, begin: int, end: int) -> tuple[mx.array, mx.array]:
         """Exact vectors of positions `begin ... end - 1`, `[Hkv, end - begin, D]`: from the ring, then the chunk's."""
         new = slice(max(begin, self.start) - self.start, end - self.start)
         if begin >= self.start:
             return self.keys[:, new], self.values[:, new]
-        slots = mx.array((np.arange(begin, self.start) % window.ring_slots).astype(np.int32))
-        keys = mx.concatenate([self.rings.ring_keys[self.index][:, slots], self.keys[:, new]], axis=1)
-        return keys, mx.concatenate([self.rings.ring_values[self.index][:, slots], self.values[:, new]], axis=1)
+        keys, values = self.rings.span(self.index, begin, self.start)
+        return mx.concatenate([keys, self.keys[:, new]], axis=1), mx.concatenate([values, self.values[:, new]], axis=1)
 
     def exact(self, window: WindowSpec) -> ExactColumns:
         """Sinks and the positions some query sees as exact vectors."""

@@ -14,13 +14,13 @@ import numpy as np
 from mlx_lm.models.cache import _BaseCache
 
 from quant_core.attention.fused import can_fuse, vectors_in
-from quant_core.backends import base
-from quant_core.backends.base import RingArrays
-from quant_core.backends.reference import land
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
 from quant_core.cache.views import DecodeView, PackedLayer, PendingCodes, PrefillRow, PrefillView
+from quant_core.codec import arrays
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import RingArrays
+from quant_core.codec.rings import append_exact
 from quant_core.codec.spec import MAX_DECODE_LEN, PAGE_SIZE
 from quant_core.errors import KernelError, PoolError
 
@@ -97,7 +97,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self.rows = [self.rows[i] for i in keep]
         self.lengths = [self.lengths[i] for i in keep]
         self.pending = [self.pending[i] for i in keep]
-        self.rings = _map_rings(lambda a: a[mx.array(keep)], self.rings)
+        self.rings = self.rings.map(lambda a: a[mx.array(keep)])
 
     def extend(self, other: BatchVQCache) -> None:
         """Append the rows of `other`."""
@@ -105,13 +105,13 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self.rows = self.rows + other.rows
         self.lengths = self.lengths + other.lengths
         self.pending = self.pending + other.pending
-        self.rings = _concat_rings([self.rings, other.rings])
+        self.rings = RingArrays.concat([self.rings, other.rings])
         self._hold_rows()
 
     def extract(self, idx: int) -> VQCache:
         """Row `idx` alone, as a fork: the pages are shared, what either writes later is its own."""
         row = self.rows[idx].fork_for(self.layer.index)
-        cache = VQCache(self.layer, row, self.lengths[idx], _map_rings(lambda a: a[idx : idx + 1], self.rings))
+        cache = VQCache(self.layer, row, self.lengths[idx], self.rings.map(lambda a: a[idx : idx + 1]))
         cache.pending = [list(self.pending[idx])]
         return cache
 
@@ -124,7 +124,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             caches[0].layer,
             [row for c in caches for row in c.rows],
             [n for c in caches for n in c.lengths],
-            _concat_rings([c.rings for c in caches]),
+            RingArrays.concat([c.rings for c in caches]),
         )
         batch.pending = [p for c in caches for p in c.pending]
         return batch
@@ -159,7 +159,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     def state(self) -> Any:
         """Every array that a step must materialise."""
         return (
-            [self.rings.ring_keys, self.rings.ring_values, self.rings.sink_keys, self.rings.sink_values],
+            list(self.rings.arrays),
             [(p.keys, p.values) for row in self.pending for p in row],
         )
 
@@ -180,8 +180,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     @property
     def ring_bytes(self) -> int:
         """Bytes of rings and sinks."""
-        r = self.rings
-        return int(r.ring_keys.nbytes + r.ring_values.nbytes + r.sink_keys.nbytes + r.sink_values.nbytes)
+        return self.rings.nbytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchVQCache:
         new = type(self).__new__(type(self))
@@ -228,7 +227,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             row = PrefillRow(b, start, length, self.rings, k[b, :, :length], v[b, :, :length])
             self.pending[b].extend(self._encode_complete(row))
             rows.append(replace(row, pending=tuple(self.pending[b])))
-        self.rings = land(k, v, starts, lengths, self.rings, window)
+        self.rings = append_exact(k, v, starts, lengths, self.rings, window)
         self._advance(lengths)
         codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
         return PrefillView(layer, rows, codes, self.state, values.dtype)
@@ -241,17 +240,17 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         if all(can_fuse(codec, s + n, window) for s, n in zip(starts, lengths, strict=True)):
             pairs = [vectors_in(keys[b], values[b], start, codec, window) for b, start in enumerate(starts)]
             k, v = (mx.stack([p[i] for p in pairs]) for i in (0, 1))
-            return k.astype(base.EXACT_DTYPE), v.astype(base.EXACT_DTYPE)
+            return k.astype(arrays.EXACT_DTYPE), v.astype(arrays.EXACT_DTYPE)
         positions = np.array(starts)[:, None] + np.arange(keys.shape[2])
-        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(base.EXACT_DTYPE)
-        return k, code_space.values_in(values, codec).astype(base.EXACT_DTYPE)
+        k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(arrays.EXACT_DTYPE)
+        return k, code_space.values_in(values, codec).astype(arrays.EXACT_DTYPE)
 
     def _encode_complete(self, row: PrefillRow) -> list[PendingCodes]:
         """Codes of the pages a chunk completes."""
         first, last = row.start // PAGE_SIZE, (row.start + row.length) // PAGE_SIZE
         if first == last:
             return []
-        keys, values = row.vectors(first * PAGE_SIZE, last * PAGE_SIZE, self.layer.window)
+        keys, values = row.vectors(first * PAGE_SIZE, last * PAGE_SIZE)
         codec, backend = self.layer.codec, self.layer.backend
         return [PendingCodes(first, backend.vq_encode(keys, codec.keys), backend.vq_encode(values, codec.values))]
 
@@ -271,23 +270,3 @@ class VQCache(BatchVQCache):
 @lru_cache(maxsize=8)
 def _offsets(lengths: tuple[int, ...]) -> mx.array:
     return mx.array(lengths, mx.int32)
-
-
-def _map_rings(function: Any, rings: RingArrays) -> RingArrays:
-    return RingArrays(
-        function(rings.ring_keys),
-        function(rings.ring_values),
-        function(rings.sink_keys),
-        function(rings.sink_values),
-    )
-
-
-def _concat_rings(rings: Sequence[RingArrays]) -> RingArrays:
-    if len(rings) == 1:
-        return rings[0]
-    return RingArrays(
-        mx.concatenate([r.ring_keys for r in rings]),
-        mx.concatenate([r.ring_values for r in rings]),
-        mx.concatenate([r.sink_keys for r in rings]),
-        mx.concatenate([r.sink_values for r in rings]),
-    )

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.rotary import Rotary
-
-Positions = np.ndarray[Any, np.dtype[np.int64]]
+from quant_core.codec.spec import Positions, doubled_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +42,7 @@ def bucket_table(rotary: Rotary, bucket_len: int, num_buckets: int) -> tuple[mx.
 def bucket_angles(rotary: Rotary, bucket_len: int, positions: Positions) -> tuple[mx.array, mx.array]:
     """cos and sin for R(b) of each position's bucket, `[..., dims/2]`."""
     buckets = positions // bucket_len
-    size = 8
-    while size <= buckets.max(initial=0):
-        size *= 2
-    cos, sin = bucket_table(rotary, bucket_len, size)
+    cos, sin = bucket_table(rotary, bucket_len, doubled_to(int(buckets.max(initial=0)) + 1))
     index = mx.array(buckets.astype(np.int32))
     return cos[index], sin[index]
 

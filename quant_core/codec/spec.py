@@ -7,9 +7,14 @@ D head_dim, M num_subvecs, d subvec_dim, C num_centroids, G tables per head, P p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from quant_core.errors import SpecError
 
+# Tokens of a page, in codec, pool and kernels alike. A process knows one: every array, kernel text and artifact id is
+# made for it.
 PAGE_SIZE = 64
 NUM_CENTROIDS = 256
 LEGAL_BITS = (1, 2, 3, 4)
@@ -19,6 +24,13 @@ MAX_DECODE_LEN = 8
 MAX_REWIND = 16
 # The sub-vector sizes of each bit width; two of them split the channels in half, by variance.
 SUBVEC_DIMS = {1: (8,), 2: (4,), 3: (2, 4), 4: (2,)}
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def doubled_to(needed: int, smallest: int = 8) -> int:
+    """Entries of a table that starts with `smallest`, a power of two, and doubles until it holds `needed`."""
+    return max(smallest, 1 << (needed - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,11 @@ class WindowSpec:
         """np(i): pages the query at `position` reads as codes."""
         return max(0, (position + 1 - self.window) // PAGE_SIZE)
 
+    def code_ends(self, positions: Positions) -> Positions:
+        """P np(i) of every query position i: the first position that the query does not read as codes."""
+        return np.maximum(0, (positions + 1 - self.window) // PAGE_SIZE) * PAGE_SIZE
+
     @property
     def ring_slots(self) -> int:
-        """Exact vectors a sequence holds per layer and head, besides the sinks: window + 88."""
+        """Exact vectors a sequence holds per layer and head, besides the sinks: window + 88 at 64 tokens a page."""
         return self.window + PAGE_SIZE - 1 + MAX_REWIND + MAX_DECODE_LEN + 1

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import PagedCodes, RingArrays
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, ModelCodec, VectorCodec, kept_with_codec
 from quant_core.codec.page_layout import LayerLayout
 from quant_core.codec.rotary import Rotary
@@ -93,6 +93,12 @@ class Trial:
     def query_len(self) -> int:
         """L."""
         return int(self.queries.shape[2])
+
+    @property
+    def step(self) -> DecodeStep:
+        """What vq_attention takes."""
+        case = self.case
+        return DecodeStep(self.queries, self.scale, self.starts, self.rings, self.codes, case.codec, case.window)
 
 
 def make_trial(case: Case, query_len: int, seed: int = 0) -> Trial:

@@ -17,9 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.fused import plan_columns
-from quant_core.backends.base import ColumnPlan, KernelBackend, NewVectors
-from quant_core.backends.composite import KERNELS, CompositeBackend, FastAttention
+from quant_core.backends.base import KernelBackend
+from quant_core.backends.composite import KERNELS, CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors
 from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import QuantError
@@ -143,7 +144,7 @@ def _check_of(kernel: str, backend: CompositeBackend) -> Check:
     if kernel == "vq_attention_mma":
         assert backend.fast is not None  # see device_kernels
         fast = backend.fast
-        return lambda t: _check_attention(fast, t) if _supports(fast, t) else iter(())
+        return lambda t: _check_attention(fast, t) if fast.supports(t.step) else iter(())
     if kernel == "vq_attention":
         return lambda t: _check_attention(backend.device.vq_attention, t)
     checks: dict[str, Callable[[KernelBackend, Trial], Iterator[_Finding]]] = {
@@ -153,16 +154,11 @@ def _check_of(kernel: str, backend: CompositeBackend) -> Check:
     return lambda t: checks[kernel](backend.device, t)
 
 
-def _supports(fast: FastAttention, t: Trial) -> bool:
-    return fast.supports(t.queries, t.rings, t.codes, t.case.codec, t.case.window)
-
-
-def _check_attention(attention: Callable[..., mx.array], t: Trial) -> Iterator[_Finding]:
+def _check_attention(attention: Callable[[DecodeStep], mx.array], t: Trial) -> Iterator[_Finding]:
     """Every row's output; rows differ in length, so one wrong token shows in its own row."""
-    arguments = (t.queries, t.scale, t.starts, t.rings, t.codes, t.case.codec, t.case.window)
-    got = _f64(attention(*arguments))
+    got = _f64(attention(t.step))
     with mx.stream(mx.cpu):
-        want = _f64(_REFERENCE.vq_attention(*arguments))
+        want = _f64(_REFERENCE.vq_attention(t.step))
     for row, start in enumerate(t.starts):
         error = float(np.linalg.norm(got[row] - want[row])) / max(float(np.linalg.norm(want[row])), 1e-30)
         yield _Finding(error, ATTENTION_LIMITS[t.case.dtype], _where(t, f"row of {start} tokens"))
@@ -275,7 +271,7 @@ def _call_seconds(kernel: str, backend: CompositeBackend, case: Case) -> float:
         if kernel == "vq_columns":
             return device.vq_columns(t.codes, 0, chunk[0], t.rings, chunk[1], codec, window)
         attention = backend.fast if kernel == "vq_attention_mma" and backend.fast else device.vq_attention
-        return attention(t.queries, t.scale, t.starts, t.rings, t.codes, codec, window)
+        return attention(t.step)
 
     mx.eval(call())
     times = []

@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
-from quant_core.backends.reference import ReferenceBackend, reconstruct
+from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.codec import VectorCodec
+from quant_core.codec.reconstruct import reconstruct
 from quant_core.errors import ShapeError
 from quant_core.veloxquant.codebook import LARGEST_KERNEL_DIM
 

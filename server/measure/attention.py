@@ -11,9 +11,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
-from quant_core.backends.base import KernelBackend, PagedCodes, RingArrays
+from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
 from quant_core.backends.composite import CompositeBackend
+from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.rotary import Rotary
@@ -222,7 +223,7 @@ def _packed(
 
     slots, sinks = window.ring_slots, window.num_sink_tokens
     rings = RingArrays(exact(slots), exact(slots), exact(sinks), exact(sinks))
-    mx.eval(pool, table, rings.ring_keys, rings.ring_values, rings.sink_keys, rings.sink_values)
+    mx.eval(pool, table, rings.arrays)
     codes = [
         PagedCodes(pool, table, (num_pages,) * batch, layout.layers[i], per_slab, layout.page_bytes)
         for i in range(num_layers)
@@ -230,7 +231,7 @@ def _packed(
     starts, scale = (position,) * batch, geometry.head_dim**-0.5
 
     def call(q: mx.array, i: int) -> mx.array:
-        return kernels.vq_attention(q, scale, starts, rings, codes[i], codec, window)
+        return kernels.vq_attention(DecodeStep(q, scale, starts, rings, codes[i], codec, window))
 
     exact_tokens = context - num_pages * PAGE_SIZE + sinks
     nbytes = batch * heads * (num_pages * PAGE_SIZE * code_bytes + exact_tokens * 4 * geometry.head_dim)

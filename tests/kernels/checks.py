@@ -8,8 +8,9 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.fused import plan_columns
-from quant_core.backends.base import KernelBackend, NewVectors
+from quant_core.backends.base import KernelBackend
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.arrays import NewVectors
 from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from tests.kernels import oracle
@@ -24,9 +25,7 @@ REFERENCE = ReferenceBackend()
 def check_attention(backend: KernelBackend, scene: Scene) -> None:
     """vq_attention against float64."""
     g = scene.geometry
-    got = backend.vq_attention(
-        scene.queries, g.softmax_scale, g.positions, scene.rings, scene.codes, scene.codec, g.window
-    )
+    got = backend.vq_attention(scene.step)
     want = oracle.attention(scene)
     assert got.dtype == g.dtype and got.shape == want.shape, f"{backend.name} {g}: {got.dtype} {got.shape}"
     error = np.linalg.norm(oracle.as_f64(got) - want) / np.linalg.norm(want)

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import ColumnPlan, NewVectors
+from quant_core.codec.arrays import ColumnPlan, NewVectors
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.page_layout import unpack_block
 from quant_core.codec.spec import PAGE_SIZE

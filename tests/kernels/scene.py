@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import PagedCodes, RingArrays
+from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.page_layout import LayerLayout, pack_block
 from quant_core.codec.rotary import Rotary
@@ -55,6 +55,12 @@ class Scene:
     rings: RingArrays
     codes: PagedCodes
     queries: mx.array
+
+    @property
+    def step(self) -> DecodeStep:
+        """The scene as vq_attention takes it."""
+        g = self.geometry
+        return DecodeStep(self.queries, g.softmax_scale, g.positions, self.rings, self.codes, self.codec, g.window)
 
 
 def make_codec(g: Geometry, rng: np.random.Generator) -> LayerCodec:

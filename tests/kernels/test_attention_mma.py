@@ -99,7 +99,7 @@ def test_shapes_fill_one_wave_or_one_block_a_multiprocessor(batch: int, context:
 @pytest.mark.parametrize("bits,head_dim", [((3, 2), 128), ((2, 3), 64), ((2, 2), 96), ((2, 2), 256)])
 def test_other_geometries_are_left_to_the_portable_kernel(bits: tuple[int, int], head_dim: int) -> None:
     t = make_trial(_case(head_dim, 1, 1, *bits), 1)
-    supported = AttentionMma().supports(t.queries, t.rings, t.codes, t.case.codec, t.case.window)
+    supported = AttentionMma().supports(t.step)
     assert not supported
 
 

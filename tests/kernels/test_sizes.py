@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -67,9 +69,8 @@ def test_scores_far_beyond_the_range_of_exp(metal: MetalBackend) -> None:
 def test_a_padded_query_reads_no_page_its_row_lacks(metal: MetalBackend) -> None:
     scene = make_scene(Geometry(dtype=mx.float32, positions=(190,), num_kv_heads=1, gqa_factor=1, query_len=4))
     codes = scene.codes
-    short = type(codes)(codes.pool, codes.page_table[:, :1], (1,), codes.layer, codes.pages_per_slab, codes.page_bytes)
-    g = scene.geometry
-    out = metal.vq_attention(scene.queries, g.softmax_scale, g.positions, scene.rings, short, scene.codec, g.window)
+    short = replace(codes, page_table=codes.page_table[:, :1], num_pages=(1,))
+    out = metal.vq_attention(replace(scene.step, codes=short))
     assert np.isfinite(np.array(out)).all()
 
 

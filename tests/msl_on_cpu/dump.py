@@ -20,10 +20,10 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.fused import plan_columns
-from quant_core.backends.base import NewVectors
 from quant_core.backends.kernel_text import manifest
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
+from quant_core.codec.arrays import NewVectors
 from quant_core.proof.scenes import make_trial, standard_cases
 from tests.kernels.checks import variant
 from tests.kernels.scene import make_scene
@@ -80,12 +80,10 @@ def shipped_sources(max_variants: int | None = None) -> dict[str, str]:
             g, batch = scene.geometry, len(scene.geometry.positions)
             keys = mx.zeros((batch, g.num_kv_heads, g.query_len, g.head_dim), g.dtype)
             backend.vq_append(keys, keys, g.positions, (g.query_len,) * batch, scene.rings, scene.codec, g.window)
-            backend.vq_attention(scene.queries, 1.0, g.positions, scene.rings, scene.codes, scene.codec, g.window)
+            backend.vq_attention(scene.step)
             _encode_and_reconstruct(backend, scene)
         for case in standard_cases()[:max_variants]:
-            trial = make_trial(case, 1)
-            arguments: Any = (trial.rings, trial.codes, case.codec, case.window)
-            backend.vq_attention(trial.queries, trial.scale, trial.starts, *arguments)
+            backend.vq_attention(make_trial(case, 1).step)
         for dtype in (mx.float16, mx.bfloat16, mx.float32):
             _key_path(backend, dtype)
     return recorder.sources

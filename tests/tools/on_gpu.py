@@ -16,9 +16,9 @@ from importlib.metadata import version
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.base import PagedCodes
 from quant_core.backends.device import DeviceBackend
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.spec import WindowSpec
 from tests.kernels import oracle
 from tests.kernels.checks import check_columns
@@ -56,8 +56,7 @@ def backend() -> DeviceBackend:
 
 def attend(kernels: DeviceBackend | ReferenceBackend, s: Scene) -> mx.array:
     """vq_attention of a scene."""
-    g = s.geometry
-    return kernels.vq_attention(s.queries, g.softmax_scale, g.positions, s.rings, s.codes, s.codec, g.window)
+    return kernels.vq_attention(s.step)
 
 
 def check(gpu: DeviceBackend, g: Geometry) -> bool:
@@ -136,10 +135,7 @@ def speed(gpu: DeviceBackend, batch: int, context: int) -> None:
     sets = paged_sets(s, batch, context, max(1, min(INNER, int(2e9 // code_bytes))))
 
     def calls() -> list[mx.array]:
-        return [
-            gpu.vq_attention(s.queries, g.softmax_scale, g.positions, s.rings, sets[i % len(sets)], s.codec, g.window)
-            for i in range(INNER)
-        ]
+        return [gpu.vq_attention(replace(s.step, starts=g.positions, codes=sets[i % len(sets)])) for i in range(INNER)]
 
     ours = seconds(calls)
     print(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from quant_core.attention.fused import vectors_in
-from quant_core.backends.base import RingArrays
-from quant_core.backends.reference import land
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec import space as code_space
+from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import ModelCodec
+from quant_core.codec.rings import append_exact
 from quant_core.codec.spec import WindowSpec
 from tests.helpers.random_codec import random_codec
 
@@ -173,9 +173,9 @@ def test_a_chunk_longer_than_the_ring_lands_as_a_shorter_one(start: int) -> None
     window = WindowSpec()
     rings = RingArrays(*(mx.zeros((1, 2, n, 8), mx.float16) for n in (window.ring_slots,) * 2 + (4, 4)))
     keys, values = (mx.random.normal((1, 2, 300, 8), key=mx.random.key(i)).astype(mx.float16) for i in (0, 1))
-    at_once = land(keys, values, (start,), (300,), rings, window)
+    at_once = append_exact(keys, values, (start,), (300,), rings, window)
     for first in range(0, 300, 50):
         span = slice(first, first + 50)
-        rings = land(keys[:, :, span], values[:, :, span], (start + first,), (50,), rings, window)
+        rings = append_exact(keys[:, :, span], values[:, :, span], (start + first,), (50,), rings, window)
     assert mx.array_equal(at_once.ring_keys, rings.ring_keys)
     assert mx.array_equal(at_once.ring_values, rings.ring_values)

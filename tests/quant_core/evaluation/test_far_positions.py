@@ -11,12 +11,13 @@ import pytest
 from mlx_lm.models.rope_utils import initialize_rope
 
 from quant_core.attention import patch
-from quant_core.backends.reference import ReferenceBackend, reconstruct
+from quant_core.backends.reference import ReferenceBackend
 from quant_core.calibrate.collect import LayerSamples, capture_caches
 from quant_core.calibrate.fit import fit_layer
 from quant_core.calibrate.layers import LayerGeometry, packable_layers
 from quant_core.codec import space as code_space
 from quant_core.codec.codec import LayerCodec
+from quant_core.codec.reconstruct import reconstruct
 from quant_core.codec.rotary import Rotary, rotary_of
 from quant_core.codec.spec import VQSpec
 from quant_core.slices import run

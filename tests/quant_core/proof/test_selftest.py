@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from quant_core.backends.base import RingArrays
 from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.arrays import DecodeStep, RingArrays
 from quant_core.codec.spec import WindowSpec
 from quant_core.proof.scenes import Case, make_trial, model_cases, standard_cases
 from quant_core.proof.selftest import KernelVerdict, device_kernels, prove
@@ -81,15 +81,15 @@ class Faulty(ReferenceBackend):
         keys, values = super().vq_reconstruct(codes, row, first, count, codec)
         return (keys, values[:, ::-1]) if self.fault == "reconstruct" else (keys, values)
 
-    def vq_attention(self, queries: mx.array, scale: float, starts: Any, rings: Any, codes: Any, codec: Any, window: Any
-    ) -> mx.array:  # fmt: skip
+    def vq_attention(self, step: DecodeStep) -> mx.array:
         if self.fault == "attention sinks":
-            rings = replace(rings, sink_keys=rings.sink_keys * 0)
+            step = replace(step, rings=replace(step.rings, sink_keys=step.rings.sink_keys * 0))
         if self.fault == "attention position":
-            starts = tuple(s + 1 for s in starts)
+            step = replace(step, starts=tuple(s + 1 for s in step.starts))
         if self.fault == "attention page":
-            codes = replace(codes, page_table=mx.roll(codes.page_table, 1, 1))
-        out = super().vq_attention(queries, scale, starts, rings, codes, codec, window)
+            shifted = mx.roll(step.codes.page_table, 1, 1)
+            step = replace(step, codes=replace(step.codes, page_table=shifted))
+        out = super().vq_attention(step)
         return mx.where(mx.arange(out.shape[2])[:, None] == 7, 0, out) if self.fault == "attention last" else out
 
 
@@ -128,18 +128,17 @@ class Fast:
 
     name = "vq_attention_mma"
 
-    def supports(self, queries: mx.array, *arguments: Any, **_: Any) -> bool:
-        return queries.shape[2] == 1
+    def supports(self, step: DecodeStep) -> bool:
+        return step.queries.shape[2] == 1
 
-    def __call__(self, queries: mx.array, *arguments: Any, **_: Any) -> mx.array:
-        return mx.zeros_like(queries)
+    def __call__(self, step: DecodeStep) -> mx.array:
+        return mx.zeros_like(step.queries)
 
 
 def test_the_fast_attention_is_proved_apart_and_gives_way_to_the_portable_one() -> None:
     backend = CompositeBackend(ReferenceBackend(), Fast())
     found = {k: prove(k, backend, [CASE]) for k in device_kernels(backend)}
     assert [k for k, v in found.items() if not v.passed] == ["vq_attention_mma"]
-    t = make_trial(CASE, 1)
-    arguments: Any = (t.queries, t.scale, t.starts, t.rings, t.codes, CODEC.layers[0], WINDOW)
-    assert not backend.vq_attention(*arguments).any()
-    assert CompositeBackend(ReferenceBackend(), Fast(), ["vq_attention_mma"]).vq_attention(*arguments).any()
+    step = make_trial(CASE, 1).step
+    assert not backend.vq_attention(step).any()
+    assert CompositeBackend(ReferenceBackend(), Fast(), ["vq_attention_mma"]).vq_attention(step).any()

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 from mlx_lm.generate import BatchGenerator
 
-from quant_core.backends import base
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.cache.packed_store import PackedStore
+from quant_core.codec import arrays
 from quant_core.codec.codec import VectorCodec
 from server.calibration.options import configured_options
 from server.calibration.procedure import calibration_slices
@@ -133,7 +133,7 @@ def _mean_kl(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> float:
 def _forced_difference(server: Served, tokens: list[int]) -> float:
     """Largest difference of logits between chunk sizes when all get the first one's codes."""
     recorded, logits = _RecordedCodes(), []
-    dtype, base.EXACT_DTYPE = base.EXACT_DTYPE, mx.float32
+    dtype, arrays.EXACT_DTYPE = arrays.EXACT_DTYPE, mx.float32
     try:
         for chunk in (64, 512, 2048):
             store = server.fresh_store()
@@ -141,7 +141,7 @@ def _forced_difference(server: Served, tokens: list[int]) -> float:
             logits.append(_last_log_probs(server, store, tokens, chunk, logits=True))
             recorded.replay()
     finally:
-        base.EXACT_DTYPE = dtype
+        arrays.EXACT_DTYPE = dtype
     return max(float(np.abs(logits[0] - other).max()) for other in logits[1:])
 
 
