@@ -34,6 +34,7 @@ class ModelConfig(_Section):
     trust_remote_code: bool = False
     chat_template: Path | None = None
     tool_parser: str | None = None
+    embedding_model: str | None = None
 
 
 class KVCacheConfig(_Section):

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
 from server.engine.request import EngineEvent, GenerationRequest
+from server.model.embedder import Embedder
 
 T = TypeVar("T")
 StateName = Literal["loading", "testing", "calibrating", "ready", "unready", "draining", "failed"]
@@ -95,6 +96,14 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Any:
         """mlx-lm's TokenizerWrapper; read-only use (encode, chat template) is allowed from any one other thread.
+
+        Raises:
+            NotReadyError: the model is not loaded yet.
+        """
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """Makes text embeddings, on the MLX thread (through `call`); None: the server makes none.
 
         Raises:
             NotReadyError: the model is not loaded yet.

@@ -28,6 +28,7 @@ from server.engine.status import StatusBuilder
 from server.engine.step_input import StepInput, StepInputSource
 from server.engine.watchdog import LastActivity, Watchdog
 from server.errors import NotReadyError, ServerError
+from server.model.embedder import Embedder
 
 __all__ = ["EngineLoop", "Loaded"]
 
@@ -80,6 +81,11 @@ class EngineLoop:
     def tokenizer(self) -> Any:
         """mlx-lm's TokenizerWrapper; see `Engine.tokenizer`."""
         return self._require().loaded.tokenizer
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """Makes text embeddings; see `Engine.embedder`."""
+        return self._require().loaded.embedder
 
     def start(self) -> None:
         """Start the MLX thread and the watchdog."""

@@ -23,6 +23,7 @@ from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
 from server.engine.rows import RunningRequest, ServedModel
 from server.engine.step_input import StepInput
 from server.errors import ConflictError
+from server.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Loaded:
         context_len: prompt and generated tokens at most.
         store: where caches come from; None leaves the engine unready until one is activated.
         detail: why there is no store, and the remedy.
+        embedder: makes text embeddings, if the server is to.
     """
 
     model: Any
@@ -56,6 +58,7 @@ class Loaded:
     context_len: int
     store: KVStore | None
     detail: str = ""
+    embedder: Embedder | None = None
 
 
 class Scheduler:

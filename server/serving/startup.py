@@ -26,6 +26,7 @@ from server.doctor.proof import proven_backend, unproven
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
 from server.memory.budget import SequenceCost, kv_budget, model_bytes
+from server.model.embedder import Embedder
 from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 
@@ -87,10 +88,12 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
         trust_remote_code=config.model.trust_remote_code,
         chat_template=chat_template(config),
     )
+    embedder = _embedder(config, model, report)
     context_len = min(config.model.context_len or model.context_len, model.context_len)
     name = config.model.served_name or model.model_id
     if config.kv_cache.method == "fp16":
-        plain = Loaded(model.model, model.tokenizer, name, context_len, _plain_store(config, model, context_len))
+        plain_store = _plain_store(config, model, context_len)
+        plain = Loaded(model.model, model.tokenizer, name, context_len, plain_store, embedder=embedder)
         return StartedModel(plain, "float16 KV cache of mlx-lm, not packed (kv_cache.method: fp16)", None)
     fingerprint = model_fingerprint(model.model)
     codec = _stored_codec(config, artifacts, fingerprint)
@@ -99,8 +102,17 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
     maker = StoreMaker(config, model.model, _plan(config, model, context_len, codec))
     store = yield from maker.proven_store(codec)
     target = CalibrationTarget(model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven)
-    packed = Loaded(model.model, model.tokenizer, name, context_len, store)
+    packed = Loaded(model.model, model.tokenizer, name, context_len, store, embedder=embedder)
     return StartedModel(packed, describe(store, model.model), target)
+
+
+def _embedder(config: ServerConfig, served: LoadedModel, report: Report) -> Embedder | None:
+    name = config.model.embedding_model
+    if name is None:
+        return None
+    if name == "served":
+        return Embedder(served, config.model.served_name or served.model_id)
+    return Embedder(load(name, user_data_dir(config), report), name)
 
 
 def describe(store: PackedStore, model: Any) -> str:

@@ -18,9 +18,11 @@ from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.completions import CompletionBody
+from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.generation import StreamOptions
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
+from tests.server.http.test_embeddings import FakeEmbedder
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "api.md").read_text()
@@ -29,7 +31,7 @@ CURLS = re.findall(r"^curl .*?127\.0\.0\.1:8080(\S+) -d '(.*)'$", REFERENCE, re.
 
 @pytest.fixture
 def app() -> Iterator[FastAPI]:
-    engine = FakeEngine()
+    engine = FakeEngine(embedder=FakeEmbedder())
     yield create_app(ServerConfig(), engine)
     engine.close()
 
@@ -58,7 +60,17 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, CalibrationBody, ChatMessage, StreamOptions]
+    "body",
+    [
+        ChatBody,
+        CompletionBody,
+        EmbeddingBody,
+        TokenizeBody,
+        DetokenizeBody,
+        CalibrationBody,
+        ChatMessage,
+        StreamOptions,
+    ],
 )
 def test_every_field_is_named(body: type[RequestBody]) -> None:
     names = {*body.model_fields, *body.aliases} | (

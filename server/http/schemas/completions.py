@@ -21,27 +21,27 @@ def _is_token_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(v) is int for v in value)
 
 
-def _prompts(value: Any) -> tuple[TextPrompt, ...]:
+def prompts(value: Any, max_prompts: int = MAX_PROMPTS) -> tuple[TextPrompt, ...]:
     """A string, strings, token ids, or lists of token ids."""
     items = [value] if isinstance(value, str) or _is_token_list(value) else value
     if not isinstance(items, list):
         raise refused("must be a string, a list of strings, a list of token ids or a list of such lists")
-    if not 1 <= len(items) <= MAX_PROMPTS:
-        raise refused(f"must hold 1 to {MAX_PROMPTS} prompts, got {len(items)}")
-    prompts: list[TextPrompt] = []
+    if not 1 <= len(items) <= max_prompts:
+        raise refused(f"must hold 1 to {max_prompts} prompts, got {len(items)}")
+    found: list[TextPrompt] = []
     for i, item in enumerate(items):
         if isinstance(item, str):
-            prompts.append(item)
+            found.append(item)
         elif _is_token_list(item):
-            prompts.append(tuple(item))
+            found.append(tuple(item))
         else:
             raise refused("must be a string or a non-empty list of token ids", f"[{i}]")
-    return tuple(prompts)
+    return tuple(found)
 
 
 Prompts = Annotated[
     tuple[TextPrompt, ...],
-    BeforeValidator(_prompts),
+    BeforeValidator(prompts),
     WithJsonSchema(
         {
             "anyOf": [

@@ -18,15 +18,18 @@ from server.http.app import create_app
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
+from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import USER
 from tests.server.http.test_calibration import Procedure
+from tests.server.http.test_embeddings import FakeEmbedder
 
 ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, {"messages": USER}),
     "/v1/completions": (CompletionBody, {"prompt": "a"}),
+    "/v1/embeddings": (EmbeddingBody, {"input": "a"}),
     "/v1/tokenize": (TokenizeBody, {"prompt": "a"}),
     "/v1/detokenize": (DetokenizeBody, {"tokens": [1]}),
     "/admin/calibrations": (CalibrationBody, {}),
@@ -82,7 +85,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def client(runner: asyncio.Runner) -> Iterator[httpx.AsyncClient]:
-    engine = FakeEngine(Script(pieces=("a", "b")))
+    engine = FakeEngine(Script(pieces=("a", "b")), embedder=FakeEmbedder())
     procedure = Procedure()
     procedure.gate.set()
     service = calibration_queue(engine, FakeArtifacts(), procedure)
