@@ -1,140 +1,129 @@
-"""The paper's key path under its documented names: smooth division, Hadamard transform, product VQ, query tables.
+"""The functions that the VecInfer page documents: raw vectors to codes, through codes and back, and query tables.
 
-One launch on Metal and CUDA, plain MLX operations elsewhere, the same result. The shapes decide: a codebook
-`[G, C, d]` has G tables of C <= 256 centroids, sub-vector j of M = D / d uses table floor(j G / M).
+Each takes the codec of one layer's keys or values, such as `codebook.layers[0].keys`. Keys are taken as that codec
+was fitted: relative to their bucket, which for the first `bucket_len` positions is as they come out of RoPE. On Metal
+and CUDA the first two launch the kernel of their name; elsewhere the reference computes the same.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from quant_core.backends.launch import KernelFactory, Launcher, ints
-from quant_core.errors import ShapeError, SpecError
+from quant_core.backends.base import KernelBackend
+from quant_core.backends.choose import choose_backend
+from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.device import DeviceBackend
+from quant_core.backends.launch import flat_tables, ints, section_template
+from quant_core.backends.reference import ReferenceBackend
+from quant_core.codec.codec import VectorCodec
+from quant_core.codec.reconstruct import reconstruct
+from quant_core.errors import ShapeError
 
+# Vectors of a threadgroup, and its threads.
 _ROWS, _THREADS = 8, 256
+_REFERENCE = ReferenceBackend()
 
 
-def vecinfer_quantize_metal(
-    vectors: mx.array, smooth_factors: mx.array, codebook: mx.array, kernels: KernelFactory | None = None
-) -> mx.array:
-    """Codes `[..., M]` uint8 of raw keys.
+def vecinfer_quantize_metal(vectors: mx.array, codec: VectorCodec, *, backend: KernelBackend | None = None) -> mx.array:
+    """Codes `[..., Hkv, T, M]` uint8 of raw vectors: nearest centroids of `(x - mean) T`.
 
-    code[j] = argmin_c || (x / lambda H)[j] - codebook[table(j), c] ||^2          VecInfer (arXiv:2510.06175)
+    code[j] = argmin_c || ((x - mean) T)[j] - codebook[table(j), c] ||^2          VecInfer (arXiv:2510.06175)
+
+    `(x - mean) T` is rounded to float16, as the cache's rings hold it: the same codes as the cache's.
 
     Args:
-        vectors: `[..., D]` float16 | bfloat16 | float32.
-        smooth_factors: lambda, `[D]`.
-        codebook: `[G, C, d]`.
-        kernels: `DeviceBackend.kernel`; None: plain MLX operations.
+        vectors: `[..., Hkv, T, D]` float16 | bfloat16 | float32.
+        codec: of one layer's keys or values.
+        backend: whose kernel runs it; None: the GPU's where MLX has one, else the reference.
 
     Raises:
-        ShapeError: D, M or G do not fit each other.
-        SpecError: more than 256 centroids (a code is a byte).
+        ShapeError: the vectors are not of the codec's heads and channels.
     """
-    _check(vectors, smooth_factors, codebook)
-    if kernels is None:
-        return _encode(_rotated(vectors, smooth_factors), codebook)
-    shape = _codes_shape(vectors, codebook)
-    (codes,) = _launch(kernels("vecinfer_quantize"), vectors, smooth_factors, codebook, [shape], [mx.uint8])
-    return codes
+    _check(vectors, codec)
+    device = _device(backend)
+    if device is None or not vectors.size:
+        return _REFERENCE.vq_encode(_inside(vectors, codec), codec)
+    shape = (*vectors.shape[:-1], codec.spec.code_bytes)
+    arrays = [vectors, codec.mean, codec.transform, flat_tables(codec)]
+    return _launch(device, "vecinfer_quantize", arrays, codec, shape, mx.uint8)
 
 
 def vecinfer_encode_decode_metal(
-    vectors: mx.array, smooth_factors: mx.array, codebook: mx.array, kernels: KernelFactory | None = None
-) -> tuple[mx.array, mx.array]:
-    """Codes `[..., M]` uint8 and the vectors they stand for, `[..., D]` in the dtype of `vectors`."""
-    _check(vectors, smooth_factors, codebook)
-    if kernels is None:
-        codes = _encode(_rotated(vectors, smooth_factors), codebook)
-        found = _chosen_tables(vectors, codebook)[mx.arange(codes.shape[-1]), codes].reshape(vectors.shape)
-        back = found @ _hadamard(vectors.shape[-1]).T * smooth_factors.astype(mx.float32)
-        return codes, back.astype(vectors.dtype)
-    shapes = [_codes_shape(vectors, codebook), vectors.shape]
-    dtypes = [mx.uint8, vectors.dtype]
-    codes, back = _launch(kernels("vecinfer_encode_decode"), vectors, smooth_factors, codebook, shapes, dtypes)
-    return codes, back
+    vectors: mx.array, codec: VectorCodec, *, backend: KernelBackend | None = None
+) -> mx.array:
+    """Raw vectors `[..., Hkv, T, D]` as they come back out of their codes, in their own dtype.
 
-
-def compute_query_lut(queries: mx.array, smooth_factors: mx.array, codebook: mx.array) -> mx.array:
-    """Inner products `[..., M, C]` float32 of queries with every centroid: a score is the sum of its codes' entries.
-
-    q . k = (q lambda H) . (k / lambda H), so the query is multiplied where the key is divided.
+    x^ = codebook[code] T^-1 + mean. Arguments and errors: as vecinfer_quantize_metal.
     """
-    _check(queries, smooth_factors, codebook)
-    q = queries.astype(mx.float32) * smooth_factors.astype(mx.float32) @ _hadamard(queries.shape[-1])
-    parts = q.reshape(*q.shape[:-1], -1, 1, codebook.shape[2])
-    return (parts * _chosen_tables(queries, codebook)).sum(-1)
+    _check(vectors, codec)
+    device = _device(backend)
+    if device is None or not vectors.size:
+        x_in = reconstruct(_REFERENCE.vq_encode(_inside(vectors, codec), codec), codec)
+        return (x_in.astype(mx.float32) @ codec.inverse + codec.mean[:, None]).astype(vectors.dtype)
+    arrays = [vectors, codec.mean, codec.transform, codec.inverse, flat_tables(codec)]
+    return _launch(device, "vecinfer_encode_decode", arrays, codec, vectors.shape, vectors.dtype)
 
 
-def _check(vectors: mx.array, smooth_factors: mx.array, codebook: mx.array) -> None:
-    dim = vectors.shape[-1]
-    if codebook.ndim != 3 or smooth_factors.shape != (dim,) or dim % codebook.shape[2]:
-        raise ShapeError(
-            f"vectors {vectors.shape} need smooth_factors [{dim}] and a codebook [G, C, d] with d dividing {dim}; "
-            f"got {smooth_factors.shape} and {codebook.shape}"
-        )
-    if codebook.shape[0] > dim // codebook.shape[2]:
-        raise ShapeError(f"{codebook.shape[0]} tables for {dim // codebook.shape[2]} sub-vectors; at most one each")
-    if codebook.shape[1] > 256:
-        raise SpecError(f"{codebook.shape[1]} centroids: a code is one byte; use at most 256")
+def compute_query_lut(queries: mx.array, codec: VectorCodec) -> mx.array:
+    """Inner products of queries with every centroid: `[..., Hkv, N, M, 256]` float32 of `[..., Hkv, N, D]`.
+
+    With codes c of a key, `q . key = sum over j of lut[j, c_j] + q . mean` (asymmetric distance; product quantisation,
+    Jegou et al. 2011).
+
+    Cost:
+        M * 256 floats per query.
+    """
+    _check(queries, codec)
+    q_in = queries.astype(mx.float32) @ codec.inverse.swapaxes(-1, -2)
+    parts = []
+    for section, table in zip(codec.spec.sections, codec.codebooks, strict=True):
+        q = q_in[..., section.channel_start : section.channel_start + section.num_channels]
+        q = q.reshape(*q.shape[:-1], section.num_subvecs, section.subvec_dim).swapaxes(-2, -3)
+        chosen = mx.array([section.codebook_of(j) for j in range(section.num_subvecs)])
+        parts.append((q @ table.astype(mx.float32)[:, chosen].swapaxes(-1, -2)).swapaxes(-2, -3))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-2)
 
 
-@lru_cache(maxsize=16)
-def _hadamard(dim: int) -> mx.array:
-    """H `[D, D]` float32, orthogonal, on which x @ H is mx.hadamard_transform(x)."""
-    matrix = mx.hadamard_transform(mx.eye(dim))
-    mx.eval(matrix)
-    return matrix
+@lru_cache(maxsize=1)
+def _here() -> KernelBackend:
+    return choose_backend("auto")
 
 
-def _rotated(vectors: mx.array, smooth_factors: mx.array) -> mx.array:
-    return (vectors.astype(mx.float32) / smooth_factors.astype(mx.float32)) @ _hadamard(vectors.shape[-1])
+def _device(backend: KernelBackend | None) -> DeviceBackend | None:
+    """The back end whose kernels can be launched by name; None: the reference."""
+    found = backend or _here()
+    found = found.device if isinstance(found, CompositeBackend) else found
+    return found if isinstance(found, DeviceBackend) else None
 
 
-def _chosen_tables(vectors: mx.array, codebook: mx.array) -> mx.array:
-    """The table of every sub-vector, `[M, C, d]` float32."""
-    subvecs = vectors.shape[-1] // codebook.shape[2]
-    return codebook.astype(mx.float32)[mx.array(np.arange(subvecs) * codebook.shape[0] // subvecs)]
+def _inside(vectors: mx.array, codec: VectorCodec) -> mx.array:
+    return ((vectors.astype(mx.float32) - codec.mean[:, None]) @ codec.transform).astype(mx.float16)
 
 
-def _encode(rotated: mx.array, codebook: mx.array) -> mx.array:
-    parts = rotated.reshape(*rotated.shape[:-1], -1, 1, codebook.shape[2])
-    return mx.argmin(((parts - _chosen_tables(rotated, codebook)) ** 2).sum(-1), axis=-1).astype(mx.uint8)
-
-
-def _codes_shape(vectors: mx.array, codebook: mx.array) -> tuple[int, ...]:
-    return (*vectors.shape[:-1], vectors.shape[-1] // codebook.shape[2])
+def _check(vectors: mx.array, codec: VectorCodec) -> None:
+    expected = (codec.num_kv_heads, codec.spec.head_dim)
+    if vectors.ndim < 3 or (vectors.shape[-3], vectors.shape[-1]) != expected:
+        raise ShapeError(f"vectors must be [..., {expected[0]}, T, {expected[1]}], got {vectors.shape}")
 
 
 def _launch(
-    kernel: Launcher,
-    vectors: mx.array,
-    smooth_factors: mx.array,
-    codebook: mx.array,
-    output_shapes: list[tuple[int, ...]],
-    output_dtypes: list[Any],
-) -> list[mx.array]:
-    rows, dim = math.prod(vectors.shape[:-1]), vectors.shape[-1]
-    if not rows:
-        return [mx.zeros(s, d) for s, d in zip(output_shapes, output_dtypes, strict=True)]
-    tables, codes, subvec_dim = codebook.shape
-    factors, book = smooth_factors.astype(mx.float32), codebook.astype(mx.float32)
-    return kernel(
-        inputs=[vectors, factors, _hadamard(dim), book, ints(rows, 0)],
-        template=[
-            ("T", vectors.dtype),
-            ("HEAD_DIM", dim),
-            ("SUBVEC_DIM", subvec_dim),
-            ("NUM_CODES", codes),
-            ("NUM_TABLES", tables),
-        ],
-        grid=(_THREADS * -(-rows // _ROWS), 1, 1),
+    device: DeviceBackend,
+    name: str,
+    arrays: list[mx.array],
+    codec: VectorCodec,
+    shape: tuple[int, ...],
+    dtype: mx.Dtype,
+) -> mx.array:
+    *lead, heads, tokens, _ = arrays[0].shape
+    (out,) = device.kernel(name)(
+        inputs=[*arrays, ints(tokens, heads)],
+        template=[("T", arrays[0].dtype), *section_template(codec.spec)],
+        grid=(_THREADS * -(-tokens // _ROWS), math.prod(lead) * heads, 1),
         threadgroup=(_THREADS, 1, 1),
-        output_shapes=output_shapes,
-        output_dtypes=output_dtypes,
+        output_shapes=[shape],
+        output_dtypes=[dtype],
     )
+    return out

@@ -11,10 +11,10 @@ sub-vector, so `num_subspaces` sets the true bits per channel, which are logged 
 
 from quant_core.artifact.npy_store import NpyArtifactStore
 from quant_core.attention.patch import patch_mlx_lm_for_fused_sdpa
+from quant_core.backends.vecinfer import compute_query_lut, vecinfer_encode_decode_metal, vecinfer_quantize_metal
 from quant_core.veloxquant.allocator import calibrate_smooth_factors, train_codebook
 from quant_core.veloxquant.cache import KVCacheBuilder, KVCacheConfig
 from quant_core.veloxquant.codebook import ProductCodebook
-from quant_core.veloxquant.kernels import compute_query_lut, vecinfer_encode_decode_metal, vecinfer_quantize_metal
 
 __all__ = [
     "KVCacheBuilder",

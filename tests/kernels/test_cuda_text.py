@@ -53,6 +53,13 @@ def sources(index: int) -> dict[str, str]:
         "vq_columns": cuda_source(
             "vq_columns", [U8, I32, F16, F16, U8, U8, *[F16] * 6, I32, I32], [F16] * 2, kv
         ),
+        "vecinfer_quantize": cuda_source(
+            "vecinfer_quantize", [g.dtype, F32, F32, F16, I32], [U8], [("T", g.dtype), *launch.section_template(keys)]
+        ),
+        "vecinfer_encode_decode": cuda_source(
+            "vecinfer_encode_decode", [g.dtype, F32, F32, F32, F16, I32], [g.dtype],
+            [("T", g.dtype), *launch.section_template(values)],
+        ),
         "vq_reconstruct": cuda_source("vq_reconstruct", [U8, I32, F16, F16, I32], [F16] * 2, kv),
     }  # fmt: skip
 

@@ -24,7 +24,10 @@ from quant_core.backends.kernel_text import manifest
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
 from quant_core.codec.arrays import NewVectors
+from quant_core.codec.spec import VQSpec
 from quant_core.proof.scenes import make_trial, standard_cases
+from quant_core.veloxquant.codebook import subspace_spec
+from tests.helpers.random_codec import random_vector_codec
 from tests.kernels.checks import variant
 from tests.kernels.scene import make_scene
 from tests.msl_on_cpu.kernel import capture
@@ -104,10 +107,10 @@ def _encode_and_reconstruct(backend: MetalBackend, scene: Any) -> None:
 
 
 def _key_path(backend: MetalBackend, dtype: mx.Dtype) -> None:
-    for dim, subvec_dim in ((64, 4), (128, 16)):
-        arguments = (mx.ones((3, 7, dim), dtype), mx.ones((dim,)), mx.random.normal((2, 256, subvec_dim)))
-        vecinfer_quantize_metal(*arguments, backend.kernel)
-        vecinfer_encode_decode_metal(*arguments, backend.kernel)
+    for spec in (VQSpec.for_bits(64, 2), VQSpec.for_bits(80, 3), subspace_spec(128, 8)):
+        codec, vectors = random_vector_codec(np.random.default_rng(0), spec, 2), mx.ones((2, 7, spec.head_dim), dtype)
+        vecinfer_quantize_metal(vectors, codec, backend=backend)
+        vecinfer_encode_decode_metal(vectors, codec, backend=backend)
 
 
 def dump(folder: Path, max_variants: int | None = None) -> list[Path]:
