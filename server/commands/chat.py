@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,57 +16,150 @@ from server.terminal.client import DEFAULT_URL, connect, raise_for_error
 if TYPE_CHECKING:
     import httpx
 
+    from server.terminal.conversation import ChatHistory, Turn
+
+HELP = """/system TEXT   replace the system message
+/file PATH     put a file's text before the next message
+/save PATH     write the conversation; /load PATH goes on with one
+/think         show what the model thought before its last answer
+/clear         forget what was said
+/help          this list; an empty line ends"""
+
 
 def register(app: typer.Typer) -> None:
     """Add `vecinfer chat`."""
     app.command("chat")(chat)
 
 
-@dataclass
-class Conversation:
-    """What has been said, and how to ask for more."""
-
-    model: str
-    max_tokens: int | None
-    temperature: float | None
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-    def body(self) -> dict[str, Any]:
-        """The body of the next request."""
-        asked = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return {
-            "model": self.model,
-            "messages": self.messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{key: value for key, value in asked.items() if value is not None},
-        }
-
-
 def chat(
     prompt: Annotated[str | None, typer.Argument(help="Ask this, print the answer and exit.")] = None,
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file whose text goes before the first message.")] = None,
+    load: Annotated[Path | None, typer.Option(help="A conversation to go on with.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="JSON list of tools; you are asked for their results.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     model: Annotated[str | None, typer.Option(help="Model id (default: the one that is served).")] = None,
 ) -> None:
-    """Talk to a running server, word by word as it answers.
+    """ChatHistory to a running server, word by word as it answers.
 
-    Without a prompt, a line is one message; an empty line or Ctrl-D ends. $VECINFER_API_KEY is sent if set.
+    Without a prompt, a line is one message; an empty line or Ctrl-D ends; /help lists commands. $VECINFER_API_KEY is
+    sent if set.
     """
+    from server.terminal.conversation import ChatHistory, read_json_file, read_text_file
+
     console = Console(highlight=False)
     with connect(url) as client:
         name = model or _served_model(client)
-        talk = Conversation(name, max_tokens, temperature)
+        talk = ChatHistory(name, max_tokens, temperature, read_json_file(tools) if tools is not None else [])
+        if load is not None:
+            talk.load(load)
         if system:
-            talk.messages.append({"role": "system", "content": system})
+            talk.set_system(system)
+        session = _Session(client, talk, console)
+        session.attached = read_text_file(file) if file is not None else ""
         if prompt is not None:
-            _answer(client, talk, prompt, console)
+            session.say(prompt)
             return
-        console.print(f"[dim]{name} at {url}; an empty line ends[/]")
+        console.print(f"[dim]{name} at {url}; /help lists commands, an empty line ends[/]")
         for line in _lines(console):
-            _answer(client, talk, line, console)
+            session.take(line)
+
+
+class _Session:
+    """What the terminal's commands work on."""
+
+    def __init__(self, client: httpx.Client, talk: ChatHistory, console: Console) -> None:
+        self._client = client
+        self._talk = talk
+        self._console = console
+        self._thought = ""
+        self.attached = ""
+
+    def take(self, line: str) -> None:
+        """A command, or a message."""
+        from server.errors import ConfigError
+
+        command, _, rest = line.partition(" ")
+        if not command.startswith("/") or "/" in command[1:]:
+            self.say(line)
+            return
+        try:
+            self._run(command, rest.strip())
+        except ConfigError as error:
+            self._console.print(f"[red]{error}[/]", markup=True)
+
+    def _run(self, command: str, rest: str) -> None:
+        from server.terminal.conversation import read_text_file
+
+        if command == "/system":
+            self._talk.set_system(rest)
+        elif command == "/file":
+            self.attached = read_text_file(Path(rest))
+            self._note(f"{len(self.attached):,} characters go before the next message")
+        elif command == "/save":
+            self._talk.save(Path(rest))
+            self._note(f"saved {len(self._talk.messages)} messages")
+        elif command == "/load":
+            self._talk.load(Path(rest))
+            self._note(f"{len(self._talk.messages)} messages")
+        elif command == "/think":
+            self._console.print(self._thought or "it told no thoughts", style="dim", markup=False)
+        elif command == "/clear":
+            self._talk.messages = [m for m in self._talk.messages if m["role"] == "system"]
+        else:
+            self._note(HELP)
+
+    def say(self, text: str) -> None:
+        """Send a message and stream the answer; an interrupted one is forgotten with its question."""
+        before = list(self._talk.messages)
+        content = f"{self.attached}\n\n{text}" if self.attached else text
+        self.attached = ""
+        self._talk.messages.append({"role": "user", "content": content})
+        try:
+            turn = self._answer()
+            while turn.calls:
+                self._ask_for_results(turn)
+                turn = self._answer()
+        except (KeyboardInterrupt, EOFError):
+            self._talk.messages = before
+            self._note("\nstopped")
+
+    def _answer(self) -> Turn:
+        from server.terminal.conversation import ask
+
+        started, first = time.perf_counter(), [0.0]
+
+        def show(turn: Turn, text: str) -> None:
+            if not first[0] and (text or turn.reasoning or turn.calls):
+                first[0] = time.perf_counter() - started
+            if self._console.is_terminal and turn.reasoning and not turn.content:
+                self._console.out(f"\rthinking, {len(turn.reasoning):,} characters ", end="", style="dim")
+            if text:
+                if self._console.is_terminal and turn.reasoning and turn.content == text:
+                    self._console.out("(/think shows it)", style="dim")
+                self._console.out(text, end="")
+
+        turn = ask(self._client, self._talk, show)
+        self._console.print()
+        self._thought = turn.reasoning
+        self._talk.messages.append(turn.message())
+        for call in turn.calls:
+            self._console.out(f"{call['function']['name']}({call['function']['arguments']})", style="yellow")
+        if self._console.is_terminal:
+            self._note(_timing(turn.usage, first[0] or None, time.perf_counter() - started))
+        return turn
+
+    def _ask_for_results(self, turn: Turn) -> None:
+        """What the tools gave, typed by the user; without a terminal the conversation ends here."""
+        for call in turn.calls:
+            name = call["function"]["name"]
+            result = self._console.input(f"[yellow]result of {name}>[/] ") if sys.stdin.isatty() else input()
+            self._talk.messages.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": result})
+
+    def _note(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False)
 
 
 def _lines(console: Console) -> Iterator[str]:
@@ -87,52 +179,6 @@ def _served_model(client: httpx.Client) -> str:
     raise_for_error(response)
     name: str = response.json()["data"][0]["id"]
     return name
-
-
-def _answer(client: httpx.Client, talk: Conversation, prompt: str, console: Console) -> None:
-    """Stream one answer to the terminal and remember it; an interrupted one is forgotten with its question."""
-    talk.messages.append({"role": "user", "content": prompt})
-    pieces: list[str] = []
-    usage: dict[str, Any] = {}
-    started = time.perf_counter()
-    first_s: float | None = None
-    try:
-        for event in _events(client, talk.body()):
-            usage = event.get("usage") or usage
-            text = "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
-            if text:
-                first_s = first_s or time.perf_counter() - started
-                pieces.append(text)
-                console.out(text, end="")
-    except KeyboardInterrupt:
-        talk.messages.pop()
-        console.print("\n[dim]stopped[/]")
-        return
-    console.print()
-    talk.messages.append({"role": "assistant", "content": "".join(pieces)})
-    if console.is_terminal:
-        console.print(f"[dim]{_timing(usage, first_s, time.perf_counter() - started)}[/]")
-
-
-def _events(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The JSON events of a streamed completion, up to [DONE]."""
-    from server.errors import ServerError
-
-    with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.is_error:
-            response.read()
-            raise_for_error(response)
-        for line in response.iter_lines():
-            data = line.removeprefix("data: ")
-            if data == line:  # a comment or a blank line
-                continue
-            if data == "[DONE]":
-                return
-            event: dict[str, Any] = json.loads(data)
-            if "error" in event:
-                raise ServerError(f"the server gave up: {event['error'].get('message')}")
-            yield event
-        raise ServerError("the server ended the stream before the answer was complete")
 
 
 def _timing(usage: dict[str, Any], first_s: float | None, total_s: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_chat_keeps_the_conversation(url: str) -> None:
     result = _run("chat", "--url", f"{url}/v1", "--system", "Be brief.", stdin="one\ntwo\n\n")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("Paris") == 2
+
+
+def test_chat_saves_a_conversation_and_goes_on_with_it(url: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Paris is in France.")
+    saved = tmp_path / "talk.json"
+    typed = f"/system Be brief.\n/file {tmp_path / 'notes.txt'}\none\n/save {saved}\n\n"
+    result = _run("chat", "--url", url, stdin=typed)
+    assert result.exit_code == 0, result.output
+    roles = [(m["role"], m["content"]) for m in json.loads(saved.read_text())["messages"]]
+    assert roles[0] == ("system", "Be brief.") and roles[1] == ("user", "Paris is in France.\n\none")
+    assert roles[2][0] == "assistant" and "Paris" in roles[2][1]
+    assert _run("chat", "--url", url, "--load", str(saved), stdin=f"two\n/save {saved}\n\n").exit_code == 0
+    assert [m["role"] for m in json.loads(saved.read_text())["messages"]][3:] == ["user", "assistant"]
+
+
+def test_chat_names_a_file_that_is_not_there(url: str, tmp_path: Path) -> None:
+    result = _run("chat", "--url", url, stdin=f"/load {tmp_path / 'none.json'}\nhello\n\n")
+    assert result.exit_code == 0 and "cannot read" in result.output and "Paris" in result.stdout
 
 
 def test_chat_says_what_the_server_refuses(url: str) -> None:
