@@ -56,6 +56,12 @@ def _option(help_text: str, *names: str, panel: str = "Codec", **extra: Any) -> 
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
 
 
+AdminKeyFile = Annotated[
+    Path | None,
+    _option("Its admin key (default: $VECINFER_ADMIN_KEY; none needed on its own machine).", panel="Where"),
+]
+
+
 def calibrate(
     text: Annotated[
         list[Path] | None,
@@ -73,10 +79,7 @@ def calibrate(
     max_kl: Annotated[float | None, _option("Refuse a codec whose mean KL is larger.")] = None,
     activate: Annotated[bool, _option("Use it from now on.", "--activate")] = False,
     url: Annotated[str, _option("The running server (default: http://127.0.0.1:8080).", panel="Where")] = DEFAULT_URL,
-    admin_key_file: Annotated[
-        Path | None,
-        _option("Its admin key (default: $VECINFER_ADMIN_KEY; none needed on its own machine).", panel="Where"),
-    ] = None,
+    admin_key_file: AdminKeyFile = None,
     local: Annotated[bool, _option("Load the model here instead, without a server.", "--local", panel="Where")] = False,
     model: Annotated[
         str | None, _option("With --local: demo, a folder, or a Hugging Face name.", "--model", "-m", panel="Where")
@@ -116,6 +119,10 @@ def calibrate(
         outcome = _calibrate_here(request, config, model, data_dir, errors)
     else:
         outcome = _calibrate_there(request, url, admin_key_file, errors)
+    _show(outcome, as_json=as_json)
+
+
+def _show(outcome: StoredCodec, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"artifact_id": outcome.artifact_id, "active": outcome.active, "report": outcome.report}))
         return

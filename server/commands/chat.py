@@ -42,7 +42,7 @@ def chat(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     model: Annotated[str | None, typer.Option(help="Model id (default: the one that is served).")] = None,
 ) -> None:
-    """ChatHistory to a running server, word by word as it answers.
+    """Talk to a running server, word by word as it answers.
 
     Without a prompt, a line is one message; an empty line or Ctrl-D ends; /help lists commands. $VECINFER_API_KEY is
     sent if set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -17,7 +17,30 @@ from server.errors import ConfigError
 from server.measure.plots import require_matplotlib
 from server.terminal.progress import report_progress
 
+if TYPE_CHECKING:
+    from server.measure.evaluation import EvaluationRequest
+
 DEFAULT_METHODS = "float16,affine8,affine4,smooth_hadamard_blind,smooth_hadamard,learned"
+
+
+FitText = Annotated[
+    list[Path] | None, typer.Option(help="Text to fit on, several times; default: the built-in prompts.")
+]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated; also auto, allocated; auto:4/2@128 has its own bits and window.")
+]
+FitWindows = Annotated[
+    int | None, typer.Option(min=1, help="Windows to fit on, over all texts; default: as the preset.")
+]
+FitWindowLen = Annotated[
+    int | None, typer.Option(min=160, help="Tokens of a window that is fitted on; default: as the preset.")
+]
+GradientTokens = Annotated[
+    int | None, typer.Option(min=0, help="Tokens that are also read backwards; default: as the preset.")
+]
+TuningTokens = Annotated[
+    int | None, typer.Option(min=0, help="Tokens read to tune tables by the loss (auto); default: as the preset.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,29 +52,17 @@ def evaluate(
     files: Annotated[list[Path] | None, typer.Argument(help="More texts to score on.", show_default=False)] = None,
     model: Annotated[str, typer.Option(help="demo, a folder in mlx-lm's layout, or a Hugging Face name.")] = "demo",
     text: Annotated[list[Path] | None, typer.Option(help="Text file to score on; may be given several times.")] = None,
-    fit_text: Annotated[
-        list[Path] | None, typer.Option(help="Text to fit on, several times; default: the built-in prompts.")
-    ] = None,
+    fit_text: FitText = None,
     artifact: Annotated[str | None, typer.Option(help="A stored artifact to score as well.")] = None,
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated; also auto, allocated; auto:4/2@128 has its own bits and window.")
-    ] = DEFAULT_METHODS,
+    methods: Methods = DEFAULT_METHODS,
     bits: Annotated[str, typer.Option(help="Bits of the fitted methods: 2, or keys/values as in 4/2.")] = "1,2,4/2,4",
     windows: Annotated[int, typer.Option(min=1, help="Windows per text, from its start.")] = 5,
     window_len: Annotated[int, typer.Option(min=192, help="Tokens of a window.")] = 2048,
     preset: Annotated[str, typer.Option(help="How much is fitted on: default, or thorough.")] = "default",
-    fit_windows: Annotated[
-        int | None, typer.Option(min=1, help="Windows to fit on, over all texts; default: as the preset.")
-    ] = None,
-    fit_window_len: Annotated[
-        int | None, typer.Option(min=160, help="Tokens of a window that is fitted on; default: as the preset.")
-    ] = None,
-    gradient_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens that are also read backwards; default: as the preset.")
-    ] = None,
-    tuning_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens read to tune tables by the loss (auto); default: as the preset.")
-    ] = None,
+    fit_windows: FitWindows = None,
+    fit_window_len: FitWindowLen = None,
+    gradient_tokens: GradientTokens = None,
+    tuning_tokens: TuningTokens = None,
     window: Annotated[str, typer.Option(help="Exact tokens behind each query; several: 64,128.")] = "64",
     sinks: Annotated[int, typer.Option(help="Exact tokens at the start.")] = 4,
     bucket_len: Annotated[int, typer.Option(help="Tokens per rotation bucket.")] = 512,
@@ -75,10 +86,9 @@ def evaluate(
     """
     from server.model.device import prepare_device
 
-    console = Console(stderr=True)
-    prepare_device(lambda line: console.print(line, highlight=False, markup=False))
+    prepare_device(lambda line: Console(stderr=True).print(line, highlight=False, markup=False))
     from quant_core.evaluation.methods import parse_bits
-    from server.measure.evaluation import EvaluationRequest, run_evaluation  # imports MLX: seconds
+    from server.measure.evaluation import EvaluationRequest  # imports MLX: seconds
 
     texts = (*(text or ()), *(files or ()))
     if not texts and not retrieval:
@@ -96,6 +106,14 @@ def evaluate(
         lengths=_whole_numbers(lengths, "--lengths") if lengths else None,
         depths=tuple(map(float, depths.split(","))), seed=seed, backend=backend,
     )  # fmt: skip
+    _score(request, json_out, plots)
+
+
+def _score(request: EvaluationRequest, json_out: Path | None, plots: Path | None) -> None:
+    """Run the evaluation, and show and write what it found."""
+    from server.measure.evaluation import run_evaluation
+
+    console = Console(stderr=True)
     with report_progress(console) as report:
         document = run_evaluation(request, report)
     for line in document["not_run"]:

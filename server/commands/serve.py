@@ -23,6 +23,9 @@ def _option(help_text: str, *names: str, panel: str = "KV cache", **extra: Any) 
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
 
 
+MaxNumSeqs = Annotated[int | None, _option("Conversations decoded at a time (default: 16).", panel="Server")]
+
+
 def serve(
     config: Annotated[
         Path | None, _option("A config.yaml; options given here win over it.", "--config", "-c", panel="Server")
@@ -43,9 +46,7 @@ def serve(
     context_len: Annotated[
         int | None, _option("Longest conversation in tokens (default: the model's).", panel="Server")
     ] = None,
-    max_num_seqs: Annotated[
-        int | None, _option("Conversations decoded at a time (default: 16).", panel="Server")
-    ] = None,
+    max_num_seqs: MaxNumSeqs = None,
     log_level: Annotated[str | None, _option("debug, info, warning or error (default: info).", panel="Server")] = None,
     method: Annotated[
         str | None, _option("vecinfer packs the cache (default); fp16 keeps mlx-lm's own, to compare.")
