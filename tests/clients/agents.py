@@ -136,8 +136,10 @@ models:
     capabilities: [tool_use]
 """,
     )
-    words = ["--config", config, "--auto", "-p", run.task]
-    return Command([_bin("cn"), *words], {"CONTINUE_TELEMETRY_ENABLED": "0", "CONTINUE_CLI_ENABLE_TELEMETRY": "0"})
+    return Command(
+        [_bin("cn"), "--config", config, "--auto", "-p", run.task],
+        {"CONTINUE_TELEMETRY_ENABLED": "0", "CONTINUE_CLI_ENABLE_TELEMETRY": "0"},
+    )
 
 
 def aider(run: Run) -> Command:
