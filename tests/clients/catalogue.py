@@ -53,6 +53,8 @@ _NAMES: dict[tuple[Literal["python", "node"], str], tuple[str, ...]] = {
         "pydantic_ai_client",
         "openai_agents",
     ),
+    ("node", "quick"): ("openai_sdk", "anthropic_sdk", "ai_sdk"),
+    ("node", "frameworks"): ("langchain_js", "openai_agents_js"),
 }
 CLIENTS = tuple(Client(language, env, name) for (language, env), names in _NAMES.items() for name in names)
 
