@@ -91,8 +91,8 @@ class _JsonCall:
         key = json.loads(text)
         if key in _NAME_KEYS and char == '"':
             name = yield from read_string(self._source, lambda _: None)
-            self._name = None if name is None else json.loads(name)
-            return self._calls.offers(self._name)
+            self._name = json.loads(name) if name is not None and self._calls.offers(json.loads(name)) else None
+            return self._name is not None
         if key in _ARGUMENT_KEYS and not self._is_told:
             return (yield from self._read_arguments(char))
         if key == "function" and char == "{":

@@ -103,7 +103,10 @@ class TaggedCalls:
         """All arguments as one object, and the call's end."""
         yield from source.until(self.key_end, max_chars=MAX_HEADER_CHARS)
         yield from source.skip()
-        complete = (yield from source.peek()) == "{" and (yield from read_arguments(source, calls))
+        if (yield from source.peek()) != "{":
+            calls.end("{}")
+            return False
+        complete = yield from read_arguments(source, calls)
         for tail in (block_close, self.close) if complete else ():
             yield from source.skip()
             if (yield from source.literal(tail)):

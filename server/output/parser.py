@@ -66,7 +66,7 @@ class OutputParser:
         self._calls = CallWriter(tools, parallel=parallel, source=self._source, out=self._out)
         self._has_tools = bool(tools)
         self._markers = format.machine(with_calls=format.is_native or self._has_tools)
-        self._space = self._gap = ""
+        self._space = self._gap = self._lead = ""
         self._said: OutputState | None = None
         self._num_in_marker = 0
         self._after_marker = starts_in == "reasoning"
@@ -120,7 +120,9 @@ class OutputParser:
             yield from self._at_marker(marker)
 
     def _at_marker(self, marker: str) -> Reading[None]:
-        self._gap, self._space = self._space, ""
+        if not self._after_marker:
+            self._gap = self._space
+        self._space = self._lead = ""
         self._after_marker, self._num_in_marker = True, 0
         if marker == self._format.think_start:
             self.state = "reasoning"
@@ -212,11 +214,11 @@ class OutputParser:
         """Content or reasoning; white space at its end waits, for a marker may follow."""
         if self._after_marker:
             body = text.lstrip(_SPACES)
-            self._gap = self._gap or text[: len(text) - len(body)]
+            self._lead += text[: len(text) - len(body)]
             if not body:
                 return
             self._after_marker = False
-            self._space = self._gap if self._said == self.state else ""
+            self._space = (self._gap or self._lead) if self._said == self.state else ""
             text = body
         text = self._space + text
         body = text.rstrip(_SPACES)

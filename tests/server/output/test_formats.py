@@ -15,7 +15,7 @@ from tests.server.output.reading import at_random, format_of, read
 from tests.server.output.written import JSON_FORMATS, TAGGED_FORMATS, Call, Write, tools_of
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda n: not keyword.iskeyword(n))
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXTS | st.sampled_from(['"', "\\", "</tool_call>", "\n}", "é\U0001f600"]),
@@ -34,7 +34,7 @@ def is_json(text: str) -> bool:
 
 # Formats without quotes strip strings, and what looks like JSON or a constant is read as one.
 SAFE_TEXTS = (
-    st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
     .map(str.strip)
     .filter(lambda t: not is_json(t) and "<" not in t and not t.startswith("{"))
 )
