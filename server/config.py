@@ -37,7 +37,7 @@ class ModelConfig(_Section):
     embedding_model: str | None = None
 
 
-class KVCacheConfig(_Section):
+class CacheConfig(_Section):
     """How keys and values are held."""
 
     method: Literal["vecinfer", "fp16"] = "vecinfer"
@@ -108,7 +108,7 @@ class ServerConfig(_Section):
     """Everything in config.yaml."""
 
     model: ModelConfig = ModelConfig()
-    kv_cache: KVCacheConfig = KVCacheConfig()
+    kv_cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     http: HTTPConfig = HTTPConfig()

@@ -55,7 +55,7 @@ class TextLoss:
 
 
 @dataclass(frozen=True)
-class Result:
+class MethodScore:
     """One method's row: the mean of its texts, each counting alike."""
 
     method: str
@@ -92,7 +92,7 @@ class Result:
 
 def score(
     model: Any, methods: Sequence[Method], texts: Mapping[str, Windows], window: WindowSpec, options: ScoreOptions
-) -> Generator[int, None, list[Result]]:
+) -> Generator[int, None, list[MethodScore]]:
     """Compare prepared `methods` on the windows of each text; yields the tokens done after each chunk.
 
     All methods are counted from the first position at which every packed cache reads codes, `window` or wider.
@@ -161,7 +161,7 @@ def chunks(num_tokens: int, options: ScoreOptions) -> list[tuple[int, int]]:
     return spans + [(i, i + 1) for i in range(prefill, num_tokens)]
 
 
-def _result(method: Method, held: Held, texts: dict[str, list[PositionLosses]], first: int, step: int) -> Result:
+def _result(method: Method, held: Held, texts: dict[str, list[PositionLosses]], first: int, step: int) -> MethodScore:
     per_text = tuple(TextLoss(t, summarise(w, first), kl_by_position(w, step)) for t, w in texts.items())
     means = [t.loss for t in per_text]
 
@@ -175,6 +175,6 @@ def _result(method: Method, held: Held, texts: dict[str, list[PositionLosses]], 
         mean([m.top1 for m in means]),
         sum(m.num_tokens for m in means),
     )
-    return Result(
+    return MethodScore(
         method.name, method.key_bits, method.value_bits, method.window, held, method.table_bytes, loss, per_text
     )

@@ -50,7 +50,7 @@ def attention(
 
     if plot is not None:
         require_matplotlib("--plot")
-    geometry = bench.Geometry(*_numbers(heads, "/", 3, "--heads"))
+    geometry = bench.HeadGeometry(*_numbers(heads, "/", 3, "--heads"))
     chosen = [_pair(s, "x", "--shapes") for s in shapes.split(",")] if shapes else bench.SHAPES
     widths = [_pair(b, "/", "--bits") for b in bits.split(",")]
     console = Console()
@@ -86,13 +86,13 @@ def encode(
     """
     _prepare_device()
     from server.measure import encode as bench
-    from server.measure.attention import Geometry
+    from server.measure.attention import HeadGeometry
 
     kv_heads, dim = _numbers(heads, "/", 2, "--heads")
     console, found = Console(), []
     console.print(f"{'bits':>4} {'tokens':>7} {'method':>10} {'kernel us':>10} {'call us':>9} {'x vq_encode':>12}")
     widths, sizes = [int(b) for b in bits.split(",")], [int(t) for t in tokens.split(",")]
-    for row in bench.run(Geometry(kv_heads, kv_heads, dim), widths, sizes, backend):
+    for row in bench.run(HeadGeometry(kv_heads, kv_heads, dim), widths, sizes, backend):
         found.append(row.to_dict())
         console.print(
             f"{row.bits:4} {row.num_tokens:7} {row.method:>10} {row.kernel_us:10.1f} {row.call_us:9.1f} "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +88,7 @@ def serve(
 def start(config: ServerConfig) -> None:
     """Check what can be checked at once, then run the server until it is stopped."""
     from server.model.device import prepare_device
+    from server.serving.port import check_port
 
     console = Console(stderr=True, soft_wrap=True)
     check_port(config.http.host, config.http.port)
@@ -97,28 +96,3 @@ def start(config: ServerConfig) -> None:
     from server.serving.run import run  # imports MLX, FastAPI and mlx-lm: seconds
 
     run(config)
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before a model is loaded for it.
-
-    Raises:
-        ConfigError: in use, not allowed, or not an address of this machine.
-    """
-    from server.errors import ConfigError
-
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            remedy = "is in use; stop the other server, or choose another with --port"
-        elif error.errno == errno.EACCES:
-            remedy = "may not be used by this account; choose one above 1023 with --port"
-        else:
-            remedy = f"cannot be listened on: {error.strerror or error}"
-        raise ConfigError(f"port {port} on {host} {remedy}") from error

@@ -6,11 +6,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.commands.serve import check_port
 from server.errors import ConfigError, ServiceError
 from server.launchd.launchctl import Launchctl
 from server.launchd.machine import Machine
 from server.launchd.tail import last_lines
+from server.serving.port import check_port
 
 SUDO = "/usr/bin/sudo"
 LSOF = "/usr/sbin/lsof"

@@ -32,7 +32,7 @@ _MIN_SET_BYTES, _MAX_SET_BYTES, _MAX_SETS = 1 << 28, 4 << 30, 32
 
 
 @dataclass(frozen=True)
-class Geometry:
+class HeadGeometry:
     """Attention heads of a model."""
 
     num_q_heads: int = 32
@@ -64,7 +64,7 @@ class AttentionRow:
 
 
 def run(
-    geometry: Geometry,
+    geometry: HeadGeometry,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     bits: Sequence[tuple[int, int]] = BITS,
     backend: str = "auto",
@@ -113,7 +113,7 @@ def run(
             del chain
 
 
-def report(rows: Sequence[AttentionRow], geometry: Geometry, backend: str) -> dict[str, Any]:
+def report(rows: Sequence[AttentionRow], geometry: HeadGeometry, backend: str) -> dict[str, Any]:
     """What `--json` writes: the rows, and what they were measured on."""
     return {
         "device": mx.device_info().get("device_name", "cpu"),
@@ -138,11 +138,11 @@ def _refuse_wrong_kernels(kernels: CompositeBackend, cases: list[Case]) -> None:
             raise KernelError(f"{name} is wrong on this machine, so its speed means nothing: {verdict.detail}")
 
 
-def _gqa(geometry: Geometry) -> int:
+def _gqa(geometry: HeadGeometry) -> int:
     return geometry.num_q_heads // geometry.num_kv_heads
 
 
-def _codec(geometry: Geometry, bits: tuple[int, int]) -> LayerCodec:
+def _codec(geometry: HeadGeometry, bits: tuple[int, int]) -> LayerCodec:
     dim = geometry.head_dim
     rotary = Rotary(dim, 5e5 ** -(np.arange(0, dim, 2) / dim), traditional=False)
     return random_layer_codec(
@@ -150,7 +150,7 @@ def _codec(geometry: Geometry, bits: tuple[int, int]) -> LayerCodec:
     )
 
 
-def _queries(geometry: Geometry, batch: int) -> mx.array:
+def _queries(geometry: HeadGeometry, batch: int) -> mx.array:
     return mx.random.normal((batch, geometry.num_q_heads, 1, geometry.head_dim)).astype(mx.float16)
 
 
@@ -168,7 +168,7 @@ def _chain(queries: mx.array, num_sets: int, call: Callable[[mx.array, int], mx.
     return chain
 
 
-def _float16(geometry: Geometry, batch: int, context: int) -> Chain:
+def _float16(geometry: HeadGeometry, batch: int, context: int) -> Chain:
     shape = (batch, geometry.num_kv_heads, context, geometry.head_dim)
     num_sets = _num_sets(4 * int(np.prod(shape)))
     sets = [[mx.random.normal(shape).astype(mx.float16) for _ in range(2)] for _ in range(num_sets)]
@@ -181,7 +181,7 @@ def _float16(geometry: Geometry, batch: int, context: int) -> Chain:
     )
 
 
-def _affine(geometry: Geometry, batch: int, context: int, bits: int) -> Chain:
+def _affine(geometry: HeadGeometry, batch: int, context: int, bits: int) -> Chain:
     shape = (batch, geometry.num_kv_heads, context, geometry.head_dim)
     num_sets = min(4, _num_sets(4 * int(np.prod(shape))))
 
@@ -202,7 +202,7 @@ def _affine(geometry: Geometry, batch: int, context: int, bits: int) -> Chain:
 
 
 def _packed(
-    kernels: KernelBackend, codec: LayerCodec, geometry: Geometry, batch: int, context: int, window: WindowSpec
+    kernels: KernelBackend, codec: LayerCodec, geometry: HeadGeometry, batch: int, context: int, window: WindowSpec
 ) -> tuple[Chain, int]:
     """The packed cache of a model of as many layers as fit, pages in random order; and the bytes of one call."""
     heads, position = geometry.num_kv_heads, context - 1

@@ -16,7 +16,7 @@ from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import KernelError
 from quant_core.proof.scenes import Case, random_layer_codec
 from quant_core.proof.selftest import prove
-from server.measure.attention import Geometry
+from server.measure.attention import HeadGeometry
 from server.measure.clock import Chain, measure
 
 # A page of one row, and a prompt's chunk.
@@ -48,7 +48,7 @@ class EncodeRow:
 
 
 def run(
-    geometry: Geometry, bits: Sequence[int] = BITS, sizes: Sequence[int] = NUM_TOKENS, backend: str = "auto"
+    geometry: HeadGeometry, bits: Sequence[int] = BITS, sizes: Sequence[int] = NUM_TOKENS, backend: str = "auto"
 ) -> Iterator[EncodeRow]:
     """Measure the three ways at every width and size.
 

@@ -17,6 +17,7 @@ from server import cli
 from server.commands import serve as serve_command
 from server.config import ServerConfig
 from server.errors import ConfigError
+from server.serving.port import check_port
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import write_tiny_model
 from tests.server.http.conftest import serve
@@ -102,14 +103,14 @@ def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} on 127\.0\.0\.1 is in use.*--port"):
-            serve_command.check_port("127.0.0.1", port)
-    serve_command.check_port("127.0.0.1", port)
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_an_address_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot be listened on"):
-        serve_command.check_port(host, 8080)
+        check_port(host, 8080)
 
 
 def test_model_prints_the_folder_last(tmp_path: Path) -> None:

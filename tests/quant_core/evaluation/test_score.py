@@ -12,7 +12,7 @@ from quant_core.evaluation.methods import METHODS, make_methods
 from quant_core.evaluation.methods.affine import HalfScaleCache
 from quant_core.evaluation.methods.base import FitText
 from quant_core.evaluation.methods.packed import PackedMethod
-from quant_core.evaluation.score import Result, ScoreOptions, chunks, refusal, score
+from quant_core.evaluation.score import MethodScore, ScoreOptions, chunks, refusal, score
 from quant_core.slices import run
 from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model
 
@@ -40,7 +40,7 @@ def _windows(seed: int, count: int, length: int) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def results() -> list[Result]:
+def results() -> list[MethodScore]:
     model = build_tiny_model("llama")
     text = FitText(model, _windows(1, 4, 192), WINDOW, codebooks_per_head=1, slice_tokens=96)
     methods = make_methods(METHODS, [(1, 1), (4, 4)])
@@ -60,14 +60,14 @@ def test_methods_that_differ_in_the_window_only_share_a_fit() -> None:
     assert (narrow.window.window, wide.window.window) == (16, 32)
 
 
-def test_rows_have_the_documented_fields(results: list[Result]) -> None:
+def test_rows_have_the_documented_fields(results: list[MethodScore]) -> None:
     for row in (r.to_dict() for r in results):
         assert {name: type(row[name]) for name in FIELDS} == FIELDS
         assert set(row["per_text"]) == {"a", "b"}
         assert all(np.isfinite(row[name]) for name, kind in FIELDS.items() if kind in (int, float))
 
 
-def test_bits_held_are_measured_from_bytes(results: list[Result]) -> None:
+def test_bits_held_are_measured_from_bytes(results: list[MethodScore]) -> None:
     bits = {(r.method, r.key_bits): r.held.code_bits_per_channel for r in results}
     assert bits["float16", 16.0] == 16.0
     assert bits["affine4", 4.0] == 4 + 32 / 64
@@ -77,7 +77,7 @@ def test_bits_held_are_measured_from_bytes(results: list[Result]) -> None:
     assert all(r.table_bytes > 0 for r in results if r.method == "learned")
 
 
-def test_more_bits_lose_less(results: list[Result]) -> None:
+def test_more_bits_lose_less(results: list[MethodScore]) -> None:
     kl = {(r.method, r.key_bits): r.loss.kl_mean for r in results}
     assert kl["float16", 16.0] < 1e-4
     assert kl["affine8", 8.0] < kl["affine4", 4.0]
@@ -85,7 +85,7 @@ def test_more_bits_lose_less(results: list[Result]) -> None:
         assert kl[method, 4.0] < kl[method, 1.0]
 
 
-def test_losses_begin_where_codes_are_read(results: list[Result]) -> None:
+def test_losses_begin_where_codes_are_read(results: list[MethodScore]) -> None:
     packed = next(r for r in results if r.method == "learned" and r.key_bits == 1)
     curve = packed.per_text[0].kl_by_position
     assert curve[0].kl_mean < 0.1 * curve[-1].kl_mean

@@ -50,7 +50,7 @@ class FakeResult:
     report: FakeReport
 
 
-class GateError(CodecError):
+class RefusedFit(CodecError):
     """The gate's refusal, with its figures."""
 
     report = FakeReport(0.9)
@@ -223,7 +223,7 @@ async def test_stopping_the_server_cancels(engine: FakeEngine) -> None:
 
 async def test_a_refused_codec_is_not_stored_but_its_figures_are_shown(engine: FakeEngine) -> None:
     async with admin(engine) as s:
-        s.procedure.error = GateError("KL 0.9 is above max_kl 0.25")
+        s.procedure.error = RefusedFit("KL 0.9 is above max_kl 0.25")
         s.procedure.gate.set()
         job = await s.until((await s.start(activate=True))["id"], "failed")
         assert job["report"] == {"kl_mean": 0.9} and "max_kl" in job["error"]

@@ -14,7 +14,7 @@ from quant_core.codec.codec import VectorCodec
 from quant_core.errors import KernelError
 from server.cli import build_app
 from server.measure import encode
-from server.measure.attention import Geometry
+from server.measure.attention import HeadGeometry
 
 # Of a token in the tiny model's plain cache: K and V, layers, heads, channels, bytes (a CPU computes in float32).
 PLAIN_BYTES = 2 * 2 * 2 * 64 * (4 if mx.default_device() == mx.Device(mx.cpu) else 2)
@@ -41,7 +41,7 @@ def test_encode_refuses_to_time_wrong_codes(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(ReferenceBackend, "vq_encode", off_by_one)
     with pytest.raises(KernelError, match="vq_encode finds other codes"):
-        next(encode.run(Geometry(1, 1, 64), [2], [64], "reference"))
+        next(encode.run(HeadGeometry(1, 1, 64), [2], [64], "reference"))
 
 
 def test_decode_counts_one_flush_of_every_row_and_the_bytes_held(tmp_path: Path) -> None:
