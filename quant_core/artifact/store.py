@@ -1,8 +1,9 @@
 """Artifacts on disk: one folder each, written whole or not at all.
 
-root/artifacts/<id>/manifest.json, codec.safetensors
-root/artifacts/active.json          fingerprint -> id
-root/artifacts/.new-*               a write that was cut off; removed at the next one
+root/<id>/manifest.json, codec.safetensors
+root/active.json          fingerprint -> id
+root/.new-*               a write that was cut off; removed at the next one
+root/artifacts/           where versions up to 0.1 kept all this; moved up when the store is opened
 """
 
 from __future__ import annotations
@@ -36,16 +37,22 @@ from quant_core.errors import ArtifactError, QuantError
 __all__ = ["ArtifactStore", "Manifest", "model_fingerprint"]
 
 _ARRAYS, _MANIFEST, _ACTIVE, _SCRATCH = "codec.safetensors", "manifest.json", "active.json", ".new-"
+_EARLIER = "artifacts"
 _LEGAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # A cut-off write is removed only when it is this old: another process may be at it.
 _STALE_S = 3600.0
 
 
 class ArtifactStore:
-    """Codecs of all models in one folder. Safe against kill -9 at any moment; two processes may share it."""
+    """Codecs of all models in one folder. Safe against kill -9 at any moment; two processes may share it.
+
+    Raises:
+        ArtifactError: artifacts of an earlier version are there and cannot be moved.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._folder = root / "artifacts"
+        self._folder = root
+        self._move_up(root / _EARLIER)
 
     def put(self, codec: ModelCodec, report: dict[str, Any], fingerprint: str) -> str:
         """Store a codec; returns its id, the hash of its contents. Storing the same codec again is free."""
@@ -158,6 +165,32 @@ class ArtifactStore:
         found = self._actives().get(fingerprint)
         return found if isinstance(found, str) and _LEGAL_ID.fullmatch(found) else None
 
+    def _move_up(self, earlier: Path) -> None:
+        """Take over what an earlier version stored: one rename each, so that any of them may be the last.
+
+        An artifact that is here already is the same, by its id; what is active here stays active.
+        """
+        if not earlier.is_dir():
+            return
+        try:
+            for source in sorted(earlier.glob("[!.]*/")):
+                if (self._folder / source.name).exists():
+                    shutil.rmtree(source)
+                else:
+                    source.rename(self._folder / source.name)
+            actives = self._actives(earlier)
+            if actives:
+                self._write_actives({**actives, **self._actives()})
+            shutil.rmtree(earlier)
+            _sync(self._folder)
+        except FileNotFoundError:  # another process moves them, too
+            self._move_up(earlier)
+        except OSError as error:
+            raise ArtifactError(
+                f"artifacts of an earlier version in {earlier} cannot be moved to {self._folder} ({error}); move them "
+                "there, or make the folder writable"
+            ) from error
+
     def _path(self, artifact_id: str) -> Path:
         if not _LEGAL_ID.fullmatch(artifact_id):
             raise ArtifactError(f"'{artifact_id[:100]}' is not an artifact id; ids look like vq-0123456789abcdef0123")
@@ -200,9 +233,9 @@ class ArtifactStore:
             if time.time() - folder.stat().st_mtime > _STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _actives(self) -> dict[str, Any]:
+    def _actives(self, folder: Path | None = None) -> dict[str, Any]:
         try:
-            data = json.loads((self._folder / _ACTIVE).read_text(encoding="utf-8"))
+            data = json.loads(((folder or self._folder) / _ACTIVE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}  # nothing active, which the server answers by calibrating or asking
         return data if isinstance(data, dict) else {}

@@ -96,14 +96,14 @@ def test_damage_is_named(
     store: ArtifactStore, codec: ModelCodec, tmp_path: Path, damage: Callable[[Path], object], says: str
 ) -> None:
     artifact_id = store.put(codec, {}, "m")
-    damage(tmp_path / "artifacts" / artifact_id)
+    damage(tmp_path / artifact_id)
     with pytest.raises(ArtifactError, match=says):
         store.get(artifact_id, "m")
 
 
 def test_storing_again_repairs_a_damaged_artifact(store: ArtifactStore, codec: ModelCodec, tmp_path: Path) -> None:
     artifact_id = store.put(codec, {}, "m")
-    _flip(tmp_path / "artifacts" / artifact_id)
+    _flip(tmp_path / artifact_id)
     store.put(codec, {}, "m")
     assert store.get(artifact_id, "m").artifact_id == artifact_id
 
@@ -131,6 +131,49 @@ def test_active_follows_the_model_and_deletion(store: ArtifactStore, codec: Mode
     store.delete(artifact_id)
     assert store.active("m") is None
     assert store.list() == []
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, codec: ModelCodec) -> str:
+    """An artifact, stored and active where version 0.1 kept it: one folder too deep. Its id."""
+    store = ArtifactStore(tmp_path / "artifacts")
+    artifact_id = store.put(codec, {}, "m")
+    store.set_active("m", artifact_id)
+    return artifact_id
+
+
+def test_what_an_earlier_version_stored_is_found_and_moved_once(tmp_path: Path, earlier: str) -> None:
+    store = ArtifactStore(tmp_path)
+    assert store.active("m") == earlier and store.get(earlier, "m").artifact_id == earlier
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["active.json", earlier]
+    assert ArtifactStore(tmp_path).active("m") == earlier
+
+
+def test_a_move_that_was_cut_off_is_finished_at_the_next_opening(tmp_path: Path, earlier: str) -> None:
+    (tmp_path / "artifacts" / earlier).rename(tmp_path / earlier)
+    assert ArtifactStore(tmp_path).active("m") == earlier
+
+
+def test_what_is_active_here_stays_active_when_older_artifacts_come(tmp_path: Path, earlier: str) -> None:
+    folder = tmp_path / "artifacts"
+    folder.rename(tmp_path.parent / "held back")
+    store = ArtifactStore(tmp_path)
+    store.set_active("m", store.put(random_codec(1, 1, 64), {}, "m"))
+    active = store.active("m")
+    (tmp_path.parent / "held back").rename(folder)
+    opened = ArtifactStore(tmp_path)
+    assert opened.active("m") == active != earlier and len(opened.list()) == 2
+
+
+def test_artifacts_that_cannot_be_moved_are_named_with_a_remedy(
+    tmp_path: Path, earlier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot be moved.*Permission denied.*make the folder writable"):
+        ArtifactStore(tmp_path)
 
 
 def test_the_fingerprint_tells_models_apart() -> None:
