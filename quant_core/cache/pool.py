@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -66,6 +67,33 @@ class Pool:
         return self
 
 
+@dataclass(frozen=True, eq=False)
+class _DeviceTable:
+    """Page ids of a batch of rows, and the PagedCodes made of them.
+
+    Attributes:
+        versions: of the rows.
+        pool: the array they lie in; a growable pool replaces it.
+        pages: `[B, max_pages]` int32.
+        num_pages: per row.
+        codes: by the layer's offset in a page.
+    """
+
+    versions: list[int]
+    pool: mx.array
+    pages: mx.array
+    num_pages: tuple[int, ...]
+    codes: dict[int, PagedCodes] = field(default_factory=dict)
+
+
+def _device_table(rows: Sequence[Row], versions: list[int], pool: mx.array) -> _DeviceTable:
+    num_pages = tuple(len(row.pages) for row in rows)
+    table = np.zeros((len(rows), max((1, *num_pages))), np.int32)
+    for index, row in enumerate(rows):
+        table[index, : len(row.pages)] = row.pages
+    return _DeviceTable(versions, pool, mx.array(table), num_pages)
+
+
 class Arena:
     """The pages of one artifact in a pool: page table, layout and the writes."""
 
@@ -74,7 +102,7 @@ class Arena:
         self.layout = layout
         self.table = PageTable(pool.slabs, pool.slab_bytes // layout.page_bytes)
         self._in_flight: deque[mx.array] = deque()
-        self._device_table: tuple[tuple[int, ...], mx.array, tuple[int, ...]] | None = None
+        self._device_table = _device_table([], [], pool.array)
 
     def allocate(self, reservation: Any) -> int:
         """A page; grows a growable pool rather than failing."""
@@ -100,17 +128,17 @@ class Arena:
             mx.eval(self._in_flight.popleft())
 
     def codes(self, rows: Sequence[Row], layer: LayerLayout) -> PagedCodes:
-        """The pages of a batch of rows as a back end reads them. The device table is shared by all layers of a step."""
-        key = tuple([row.version for row in rows])
-        if self._device_table is None or self._device_table[0] != key:
-            table = np.zeros((len(rows), max(1, *(len(row.pages) for row in rows))), np.int32)
-            for index, row in enumerate(rows):
-                table[index, : len(row.pages)] = row.pages
-            self._device_table = key, mx.array(table), tuple(len(row.pages) for row in rows)
-        _, device_table, num_pages = self._device_table
-        return PagedCodes(
-            self.pool.array, device_table, num_pages, layer, self.table.pages_per_slab, self.layout.page_bytes
-        )
+        """The pages of a batch of rows as a back end reads them; made when they change, which few steps do."""
+        versions, pool = [row.version for row in rows], self.pool.array
+        table = self._device_table
+        if table.versions != versions or table.pool is not pool:
+            table = self._device_table = _device_table(rows, versions, pool)
+        found = table.codes.get(layer.offset)
+        if found is None:
+            found = table.codes[layer.offset] = PagedCodes(
+                pool, table.pages, table.num_pages, layer, self.table.pages_per_slab, self.layout.page_bytes
+            )
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arena:
         return self
