@@ -66,7 +66,6 @@ _NAMES: dict[tuple[Literal["python", "node"], str], tuple[str, ...]] = {
         "semantic_kernel_client",
         "inspect_client",
         "llm_cli",
-        "marvin_client",
     ),
     ("python", "litellm"): (
         "litellm_client",

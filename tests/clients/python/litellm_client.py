@@ -35,7 +35,7 @@ def stream():
 
 @check
 def other_providers():
-    for provider in ("hosted_vllm", "lm_studio", "openai_like", "custom_openai"):
+    for provider in ("hosted_vllm", "lm_studio", "custom_openai"):
         assert "Paris" in ask(CAPITAL, model=f"{provider}/{MODEL}").choices[0].message.content, provider
 
 
