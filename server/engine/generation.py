@@ -42,13 +42,21 @@ def hold_rows(generator: BatchGenerator) -> BatchGenerator:
 class HeldPrompts(PromptProcessingBatch):  # type: ignore[misc]
     """Prompts whose first token may be constrained already."""
 
+    # mlx-lm's, which has no types.
+    uids: list[int]
+    prompt_cache: list[Any]
+    tokens: list[list[int]]
+    samplers: list[Any]
+    logits_processors: list[Any]
+    stop_sequences: list[StopSequences]
+    max_tokens: list[int]
+
     def generate(self, tokens: list[list[int]]) -> HeldBatch:
         """The rows with their first token submitted; `tokens` are the last one of each prompt."""
-        last = mx.array([t[-1] for t in tokens])
         batch = HeldBatch(
             self.model,
             self.uids,
-            last,
+            mx.array([t[-1] for t in tokens]),
             self.prompt_cache,
             self.tokens,
             self.samplers,
@@ -57,6 +65,7 @@ class HeldPrompts(PromptProcessingBatch):  # type: ignore[misc]
             self.stop_sequences,
             self.max_tokens,
         )
+        # The rows are the new batch's from here on.
         self.uids, self.prompt_cache, self.tokens, self.samplers = [], [], [], []
         self.logits_processors, self.stop_sequences, self.max_tokens = [], [], []
         return batch
@@ -64,6 +73,9 @@ class HeldPrompts(PromptProcessingBatch):  # type: ignore[misc]
 
 class HeldBatch(GenerationBatch):  # type: ignore[misc]
     """Rows of which some may be constrained; while none is, every step is mlx-lm's own."""
+
+    _current_tokens: mx.array | None
+    _current_logprobs: list[mx.array]
 
     def _step(self) -> tuple[list[int], list[mx.array]]:
         constraints = [_constraint(stops) for stops in self.stop_sequences]
@@ -74,7 +86,7 @@ class HeldBatch(GenerationBatch):  # type: ignore[misc]
         inputs = self._current_tokens = self._next_tokens
         self._current_logprobs = self._next_logprobs
         logits, contexts = self._processed(self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :], inputs)
-        mx.async_eval(logits, contexts)
+        mx.async_eval(logits, contexts)  # type: ignore[no-untyped-call]
         mx.eval(inputs, self._current_logprobs)
         tokens = inputs.tolist()
         for held, token in zip(self.tokens, tokens, strict=True):
@@ -110,7 +122,7 @@ class HeldBatch(GenerationBatch):  # type: ignore[misc]
         else:
             sampled = mx.concatenate([s(logprobs[i : i + 1]) for i, s in enumerate(samplers)], axis=0)
         self._next_tokens, self._next_logprobs = sampled, list(logprobs)
-        mx.async_eval(self._next_tokens, self._next_logprobs)
+        mx.async_eval(self._next_tokens, self._next_logprobs)  # type: ignore[no-untyped-call]
 
 
 def row_masks(constraints: Sequence[RowConstraint | None], vocab_size: int) -> NDArray[np.int32] | None:

@@ -90,6 +90,4 @@ class _CallGrammar:
 
     def _literal(self, text: str) -> str:
         parts = self._special.split(text) if self._special else [text]
-        return " ".join(
-            f"<[{self._special_ids[p]}]>" if p in self._special_ids else json.dumps(p) for p in parts if p
-        )
+        return " ".join(f"<[{self._special_ids[p]}]>" if p in self._special_ids else json.dumps(p) for p in parts if p)

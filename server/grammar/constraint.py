@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from server.grammar.compile import CompiledGrammar, GrammarCompiler
+from server.grammar.marker import MarkerWatch
 from server.grammar.mask import MaskRow, allow, forbid
 from server.grammar.matcher import Matcher
-from server.grammar.marker import MarkerWatch
 from server.grammar.reasoning import Reasoning
 from server.grammar.spec import GrammarSpec, ReasoningMarkers
 from server.grammar.tokens import TokenTable

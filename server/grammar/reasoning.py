@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.grammar.mask import MaskRow, only
 from server.grammar.marker import MarkerWatch
+from server.grammar.mask import MaskRow, only
 from server.grammar.spec import ReasoningMarkers
 from server.grammar.tokens import TokenTable
 

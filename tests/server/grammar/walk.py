@@ -39,7 +39,11 @@ def refused_token(constraint: RowConstraint, ids: Sequence[int], vocab_size: int
 
 
 def random_walk(
-    constraint: RowConstraint, vocab_size: int, rng: np.random.Generator, max_tokens: int, weight: Callable[[int], float]
+    constraint: RowConstraint,
+    vocab_size: int,
+    rng: np.random.Generator,
+    max_tokens: int,
+    weight: Callable[[int], float],
 ) -> tuple[list[int], bool]:
     """Draw allowed tokens with these weights: the tokens, and whether the walk ended by itself."""
     ids: list[int] = []
