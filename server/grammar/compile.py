@@ -49,7 +49,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Any, logits_width: int, end_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._logits_width = logits_width
-        self._end_ids = tuple(end_ids)
+        self.end_ids = tuple(end_ids)
         self._tokens: TokenTable | None = None
         self._tokens_lock = threading.Lock()
         self._grammars: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
@@ -60,7 +60,7 @@ class GrammarCompiler:
         """The model's tokens, set up at the first use."""
         with self._tokens_lock:
             if self._tokens is None:
-                self._tokens = TokenTable(self._tokenizer, self._logits_width, self._end_ids)
+                self._tokens = TokenTable(self._tokenizer, self._logits_width, self.end_ids)
             return self._tokens
 
     def warm_up(self) -> threading.Thread:

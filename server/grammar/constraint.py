@@ -79,7 +79,7 @@ class _Calls:
 
     def accept(self, token_id: int) -> None:
         if self._matcher is None:
-            self._look(self._tokens.vocabulary.token_bytes(token_id))
+            self._look(self._tokens.token_bytes(token_id))
             return
         self._matcher.accept(token_id)
         if self._matcher.is_complete and self._matcher.error is None:
@@ -208,7 +208,7 @@ def make_constraint(
     if reasoning is not None and waits:
         thinking = Reasoning(reasoning, compiler.tokens, inside=in_reasoning, max_tokens=max_reasoning_tokens)
     held = _held(compiler, spec) if spec is not None else None
-    return RowConstraint(thinking, held, min_tokens, end_ids or compiler.tokens.end_ids)
+    return RowConstraint(thinking, held, min_tokens, end_ids or compiler.end_ids)
 
 
 def _held(compiler: GrammarCompiler, spec: GrammarSpec) -> _Answer | _Calls:

@@ -46,7 +46,7 @@ class Reasoning:
         Args:
             only_opener: a first token that does not open the thinking belongs to the answer.
         """
-        token_bytes = self._tokens.vocabulary.token_bytes(token_id)
+        token_bytes = self._tokens.token_bytes(token_id)
         if not self.is_inside:
             self._accept_opening(token_id, token_bytes, only_opener)
             return self._opening if self.is_over else None

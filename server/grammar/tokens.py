@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import llguidance
 import llguidance.hf
 from transformers import PreTrainedTokenizerFast
 
-from server.engine.detokenizer import Vocabulary
+from server.errors import BadRequestError
 
 
 class TokenTable:
@@ -20,47 +18,29 @@ class TokenTable:
         tokenizer: a Hugging Face tokenizer, or mlx-lm's wrapper of one.
         logits_width: entries of the model's logits; ids that are no tokens are never allowed.
         end_ids: tokens that end an answer.
+
+    Raises:
+        BadRequestError: the tokenizer is a program of the model's own, whose tokens have no known bytes.
     """
 
     def __init__(self, tokenizer: Any, logits_width: int, end_ids: Sequence[int]) -> None:
-        self.vocabulary = Vocabulary(tokenizer)
-        self.logits_width = logits_width
+        inner = getattr(tokenizer, "_tokenizer", tokenizer)
+        if not isinstance(inner, PreTrainedTokenizerFast):
+            message = f"this model's tokenizer ({type(inner).__name__}) cannot guide answers; ask without a grammar"
+            raise BadRequestError(message, code="unsupported_grammar")
         self.end_ids = tuple(i for i in end_ids if i < logits_width)
-        self.special_ids = {
-            str(t.content): int(i) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special
-        }
-        self._tokenizer = tokenizer
-        self.ll = self._ll_tokenizer()
-        # Between a marker and JSON; longer runs would let a weak model go on for ever.
+        self.special_ids = {str(t.content): int(i) for i, t in inner.added_tokens_decoder.items() if t.special}
+        self.ll = llguidance.hf.from_tokenizer(
+            inner, n_vocab=max(logits_width, len(inner)), eos_token=list(self.end_ids) or None
+        )
+        self._inner = inner
+        self._special_bytes = {i: text.encode() for text, i in self.special_ids.items()}
         self.newline_ids = tuple(ids[0] for ids in map(self.ids_of, ("\n", "\n\n")) if len(ids) == 1)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token stands for; of a special token its name."""
+        return self._special_bytes.get(token_id) or bytes(self.ll.decode_bytes([token_id]))
 
     def ids_of(self, marker: str) -> tuple[int, ...]:
         """The tokens of a marker's text."""
-        return tuple(int(i) for i in self._tokenizer.encode(marker, add_special_tokens=False))
-
-    def _ll_tokenizer(self) -> Any:
-        inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
-        width, end_ids = max(self.logits_width, self.vocabulary.size), list(self.end_ids) or None
-        if isinstance(inner, PreTrainedTokenizerFast):
-            return llguidance.hf.from_tokenizer(inner, n_vocab=width, eos_token=end_ids)
-        plain = _PlainTokenizer.of(inner, self.vocabulary, self.end_ids[0], tuple(self.special_ids.values()))
-        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(plain), n_vocab=width, eos_token=end_ids)
-
-
-@dataclass(frozen=True)
-class _PlainTokenizer:
-    """What llguidance asks of a tokenizer that is not one of the `tokenizers` package."""
-
-    inner: Any
-    tokens: tuple[bytes, ...]
-    eos_token_id: int
-    special_token_ids: tuple[int, ...]
-    bos_token_id: int | None = None
-
-    @classmethod
-    def of(cls, inner: Any, vocabulary: Vocabulary, eos_id: int, special_ids: tuple[int, ...]) -> _PlainTokenizer:
-        tokens = tuple(vocabulary.token_bytes(i) for i in range(vocabulary.size))
-        return cls(inner, tokens, eos_id, special_ids)
-
-    def __call__(self, text: str) -> list[int]:
-        return [int(i) for i in self.inner.encode(text, add_special_tokens=False)]
+        return tuple(int(i) for i in self._inner.encode(marker, add_special_tokens=False))
