@@ -15,6 +15,7 @@ from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
+from server.engine.generation import hold_rows
 from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
 from server.engine.request import ErrorEvent, PromptEvent
@@ -153,6 +154,7 @@ class Batch:
             completion_batch_size=2 * self._max_num_seqs + 1,
             prefill_batch_size=min(MAX_PREFILL_ROWS, self._max_num_seqs),
         )
+        hold_rows(generator)
         self._model.generator = generator
         if not self._keep_wired_limit:
             generator.close()
@@ -169,9 +171,7 @@ class Batch:
             caches=[caches],
             all_tokens=[list(request.prompt[:held])],
             samplers=[make_sampler(request.sampling, running.seed + index)],
-            logits_processors=[
-                make_processors(request.sampling, len(request.prompt), self._served.eos_ids, request.stop_token_ids)
-            ],
+            logits_processors=[make_processors(request.sampling, len(request.prompt), self._served.eos_ids)],
             stop_sequences=[row.stops],
         )
         self.rows[uid] = row
@@ -232,6 +232,8 @@ class Batch:
             return
         row.running.put(result.event)
         if result.reason is None:
+            if row.grammar_error is not None:
+                self._fail(row, f"the answer's grammar cannot go on: {row.grammar_error}", on_end)
             return
         self._keep_answer(row, response)
         if response.finish_reason is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
 from server.engine.request import EngineEvent, GenerationRequest
+from server.grammar.compile import GrammarCompiler
 from server.model.embedder import Embedder
 
 T = TypeVar("T")
@@ -104,6 +105,14 @@ class Engine(Protocol):
     @property
     def embedder(self) -> Embedder | None:
         """Makes text embeddings, on the MLX thread (through `call`); None: the server makes none.
+
+        Raises:
+            NotReadyError: the model is not loaded yet.
+        """
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What compiles a request's grammar before it is submitted, from any thread but an event loop's.
 
         Raises:
             NotReadyError: the model is not loaded yet.

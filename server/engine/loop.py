@@ -28,6 +28,7 @@ from server.engine.status import StatusBuilder
 from server.engine.step_input import StepInput, StepInputSource
 from server.engine.watchdog import LastActivity, Watchdog
 from server.errors import NotReadyError, ServerError
+from server.grammar.compile import GrammarCompiler
 from server.model.embedder import Embedder
 
 __all__ = ["EngineLoop", "Loaded"]
@@ -86,6 +87,11 @@ class EngineLoop:
     def embedder(self) -> Embedder | None:
         """Makes text embeddings; see `Engine.embedder`."""
         return self._require().loaded.embedder
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What compiles grammars for this model; see `Engine.grammars`."""
+        return self._require().grammars
 
     def start(self) -> None:
         """Start the MLX thread and the watchdog."""
@@ -229,6 +235,7 @@ class EngineLoop:
     def _install(self, loaded: Loaded) -> None:
         scheduler = Scheduler(loaded, self._config, self._waiting, self._counters, self._life.forget)
         self._scheduler = scheduler
+        scheduler.grammars.warm_up()
         if loaded.store is None:
             self._life.state = EngineState("unready", loaded.detail)
         else:

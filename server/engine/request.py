@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from server.grammar.spec import GrammarSpec
 from server.output.deltas import ContentDelta, Delta
 from server.output.spec import OutputSpec
 
@@ -55,7 +56,7 @@ class GenerationRequest:
         stop: strings that end a choice; part of its text only with `include_stop`.
         n: choices, each with its own index and, from seed + index, its own random key.
         output: how the text divides into reasoning, tool calls and content; None: all of it is content.
-        grammar: what the answer is held to, compiled (a `server.grammar.spec.GrammarSpec`).
+        grammar: what the answer is held to; compiled before it is submitted (`Engine.grammars`), since that takes time.
         max_reasoning_tokens: tokens of reasoning before its end is forced; None: no limit.
         stop_in_reasoning: stop strings end a choice inside its reasoning too.
         stop_token_ids: tokens that end a choice, besides the model's own.
@@ -71,7 +72,7 @@ class GenerationRequest:
     boundaries: tuple[int, ...] = ()
     n: int = 1
     output: OutputSpec | None = None
-    grammar: Any | None = None
+    grammar: GrammarSpec | None = None
     max_reasoning_tokens: int | None = None
     stop_in_reasoning: bool = False
     stop_token_ids: tuple[int, ...] = ()

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mlx_lm.generate import StopSequences
-
 from quant_core.cache.store import Reservation
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
 from server.engine.detokenizer import Vocabulary
+from server.engine.generation import RowStops
 from server.engine.prefix_cache import snapshot_positions
 from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
 from server.engine.sampler import mix, request_seed
 from server.engine.step_input import StepInput
+from server.grammar.compile import GrammarCompiler
+from server.grammar.constraint import make_constraint
 
 
 @dataclass(eq=False)
@@ -89,25 +90,47 @@ class RunningRequest:
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """What rows of every artifact share: the mlx-lm model, its vocabulary, its end tokens."""
+    """What rows of every artifact share: the mlx-lm model, its vocabulary, its end tokens, its grammars."""
 
     model: Any
     vocabulary: Vocabulary
     eos_ids: tuple[int, ...]
+    grammars: GrammarCompiler
 
 
 @dataclass(eq=False)
 class RunningChoice:
-    """One choice in a BatchGenerator; `stops` are the tokens that end it."""
+    """One choice in a BatchGenerator; `stops` ends it and holds it to its grammar."""
 
     running: RunningRequest
     text: AnswerText
-    stops: StopSequences
+    stops: RowStops
     reservation: Reservation
 
     @classmethod
     def of(cls, running: RunningRequest, index: int, served: ServedModel) -> RunningChoice:
         """Choice number `index`, from 0."""
         text = AnswerText(running.request, index, served.vocabulary)
-        stops = StopSequences([[i] for i in (*served.eos_ids, *running.request.stop_token_ids)])
+        stops = row_stops(running.request, served)
         return cls(running, text, stops, running.admission.reservations[index])
+
+    @property
+    def grammar_error(self) -> str | None:
+        """Why its grammar cannot go on."""
+        return self.stops.constraint.error if self.stops.constraint is not None else None
+
+
+def row_stops(request: GenerationRequest, served: ServedModel) -> RowStops:
+    """What ends one row of a request, and what holds it: grammar, end of the reasoning, shortest length."""
+    end_ids = (*served.eos_ids, *request.stop_token_ids)
+    output = request.output
+    constraint = make_constraint(
+        served.grammars,
+        request.grammar,
+        reasoning=output.format.reasoning if output is not None else None,
+        in_reasoning=output is not None and output.starts_in == "reasoning",
+        max_reasoning_tokens=request.max_reasoning_tokens,
+        min_tokens=request.sampling.min_tokens,
+        end_ids=end_ids,
+    )
+    return RowStops(end_ids, constraint)

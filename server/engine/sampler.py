@@ -78,9 +78,7 @@ def _top_p(logprobs: mx.array, top_p: float) -> mx.array:
     return mx.where(logprobs < mx.take_along_axis(ordered, last, axis=-1), -math.inf, logprobs)
 
 
-def make_processors(
-    params: SamplingParams, prompt_len: int, eos_ids: Sequence[int], stop_ids: Sequence[int] = ()
-) -> tuple[LogitsProcessor, ...]:
+def make_processors(params: SamplingParams, prompt_len: int, eos_ids: Sequence[int]) -> tuple[LogitsProcessor, ...]:
     """What is done to the logits before sampling. BatchGenerator's token context is prompt and generated tokens."""
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1.0:
@@ -91,9 +89,6 @@ def make_processors(
         processors.append(_bias(tuple(params.logit_bias), tuple(params.logit_bias.values())))
     if not params.allow_eos and eos_ids:
         processors.append(_bias(tuple(eos_ids), (-math.inf,) * len(eos_ids)))
-    end_ids = (*eos_ids, *stop_ids)
-    if params.min_tokens > 0 and end_ids:
-        processors.append(_until(prompt_len + params.min_tokens, _bias(end_ids, (-math.inf,) * len(end_ids))))
     return tuple(processors)
 
 
@@ -118,11 +113,6 @@ def _presence_frequency(presence: float, frequency: float, prompt_len: int) -> L
         return logits - (counts * frequency + (counts > 0) * presence).astype(logits.dtype)
 
     return process
-
-
-def _until(num_tokens: int, process: LogitsProcessor) -> LogitsProcessor:
-    """Another processor while the row has fewer tokens."""
-    return lambda tokens, logits: process(tokens, logits) if tokens.shape[0] < num_tokens else logits
 
 
 def _bias(token_ids: tuple[int, ...], values: tuple[float, ...]) -> LogitsProcessor:

@@ -23,6 +23,7 @@ from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
 from server.engine.rows import RunningRequest, ServedModel
 from server.engine.step_input import StepInput
 from server.errors import ConflictError
+from server.grammar.compile import GrammarCompiler
 from server.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Scheduler:
         self.prefixes = PrefixCache()
         self.limits = Limits(loaded.context_len, logits_width(loaded.model), config.max_num_seqs)
         eos_ids = tuple(sorted(loaded.tokenizer.eos_token_ids))
-        self._served = ServedModel(loaded.model, Vocabulary(loaded.tokenizer), eos_ids)
+        self.grammars = GrammarCompiler(loaded.tokenizer, self.limits.vocab_size, eos_ids)
+        self._served = ServedModel(loaded.model, Vocabulary(loaded.tokenizer), eos_ids, self.grammars)
         self._config = config
         self._waiting = waiting
         self._counters = counters

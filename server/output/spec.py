@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from server.grammar.spec import ReasoningMarkers
 from server.output.deltas import Delta, OutputState
 
 
@@ -31,6 +32,10 @@ class TextParser(Protocol):
 
 class TextFormat(Protocol):
     """How a model marks reasoning and tool calls."""
+
+    @property
+    def reasoning(self) -> ReasoningMarkers | None:
+        """The texts around the reasoning; None: the model does not mark any."""
 
     @property
     def markers(self) -> Collection[str]:

@@ -22,6 +22,7 @@ from server.engine.request import (
     TokenLogprob,
 )
 from server.errors import ConflictError, ContextLengthError, NotReadyError, QueueFullError
+from server.grammar.compile import GrammarCompiler
 from server.output.deltas import ContentDelta
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -92,6 +93,7 @@ class FakeEngine:
     activated: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.grammars = GrammarCompiler(self.tokenizer, len(self.tokenizer), (257,))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fake-mlx")
         self._abort_events: dict[str, asyncio.Event] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from server.grammar.spec import ReasoningMarkers
 from server.output.deltas import (
     ContentDelta,
     Delta,
@@ -24,6 +25,7 @@ class MarkedFormat:
     """`<think>`, `</think>`, and the special tokens CALL and END around a call's arguments."""
 
     markers = (CALL, END)
+    reasoning = ReasoningMarkers("<think>", "</think>")
 
     def parser(self, spec: OutputSpec) -> MarkedParser:
         return MarkedParser(spec.starts_in)
