@@ -17,7 +17,7 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "config", "terminal", "output", "grammar", "model", "memory", "engine", "calibration", "doctor",
+        "errors", "config", "terminal", "grammar", "output", "model", "memory", "engine", "calibration", "doctor",
         "http", "serving", "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip
