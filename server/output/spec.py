@@ -11,17 +11,19 @@ from server.output.deltas import Delta, OutputState
 
 
 class TextParser(Protocol):
-    """Divides the text of one choice as it comes.
+    """Divides the text of one choice as it comes."""
 
-    Attributes:
-        state: what text that came now would be.
-        num_calls: tool calls begun so far.
-        num_consumed: characters that led to deltas or were left out; the rest is held back.
-    """
+    @property
+    def state(self) -> OutputState:
+        """What text that came now would be."""
 
-    state: OutputState
-    num_calls: int
-    num_consumed: int
+    @property
+    def num_calls(self) -> int:
+        """Tool calls begun so far."""
+
+    @property
+    def num_consumed(self) -> int:
+        """Characters that led to deltas or were left out; the rest is held back."""
 
     def push(self, text: str) -> Sequence[Delta]:
         """Take more text; what is certain now."""
