@@ -10,6 +10,7 @@ from mlx_lm.generate import TextStateMachine
 from mlx_lm.tokenizer_utils import _infer_structural_markers, _infer_thinking, _infer_tool_parser
 
 from server.errors import ConfigError
+from server.grammar.spec import ReasoningMarkers
 from server.output.deltas import OutputState
 from server.output.parser import OutputParser
 from server.output.spec import OutputSpec
@@ -17,6 +18,11 @@ from server.output.syntaxes import CHANNEL_MARKERS, SYNTAX_NAMES, CallReader, Ca
 
 # Thinking markers that mlx-lm does not look for.
 _MORE_THINKING = (("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<think>", "</think>"))
+
+_CHANNEL_REASONING = {
+    "harmony": ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>"),
+    "muse_spark": ReasoningMarkers("to=self<|message|>", "<|eom|>"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,13 @@ class OutputFormat:
     structural: tuple[str, ...] = ()
     markers: frozenset[str] = frozenset()
     is_native: bool = True
+
+    @property
+    def reasoning(self) -> ReasoningMarkers | None:
+        """The texts around the reasoning, also where it is a channel."""
+        if self.think_start and self.think_end:
+            return ReasoningMarkers(self.think_start, self.think_end)
+        return _CHANNEL_REASONING.get(self.name)
 
     @property
     def reader(self) -> CallReader:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.errors import ConfigError
+from server.grammar.spec import ReasoningMarkers
 from server.output.deltas import ContentDelta
 from server.output.format import detect_format
 from server.output.spec import OutputSpec
@@ -110,6 +111,12 @@ def test_json_that_is_no_call_is_an_answer() -> None:
 def test_text_between_calls_keeps_its_white_space_once() -> None:
     call = '\n<tool_call>{"name": "f", "arguments": {}}</tool_call>\n'
     assert read(format_of("hermes"), f"a{call}b", ["f"]).content == "a\nb"
+
+
+def test_the_markers_of_the_reasoning_are_told_also_for_channels() -> None:
+    assert format_of("hermes").reasoning == ReasoningMarkers("<think>", "</think>")
+    assert format_of("harmony").reasoning == ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>")
+    assert format_of("mistral", thinks=False).reasoning is None
 
 
 def test_the_engine_takes_a_format_as_it_is() -> None:
