@@ -214,7 +214,7 @@ def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:
         case(64, 3, 3, (2, 2), 64, True, on_grid=False),
         case(80, 2, 1, (3, 1), 32, False, bucket_len=128),
         case(256, 1, 8, (4, 4), 256, False, window=128, num_sink_tokens=0),
-        case(96, 2, 6, (1, 3), 0, False, bucket_len=64),
+        case(96, 2, 6, (1, 3), 0, False, bucket_len=PAGE_SIZE),
     ]
 
 

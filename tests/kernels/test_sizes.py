@@ -10,7 +10,7 @@ import pytest
 
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec.spec import VQSpec, WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from tests.helpers.random_codec import random_vector_codec
 from tests.kernels.checks import (
     check_append,
@@ -50,7 +50,7 @@ def test_attention_at_page_edges(position: int, metal: MetalBackend) -> None:
 
 @pytest.mark.parametrize("query_len", [2, 8])
 def test_queries_across_a_page_edge_see_different_pages(query_len: int, metal: MetalBackend) -> None:
-    window = WindowSpec(64, 4, 64)
+    window = WindowSpec(64, 4, PAGE_SIZE)
     for position in (126, 190):
         geometry = Geometry(
             dtype=mx.float32, positions=(position,), num_kv_heads=1, gqa_factor=1, query_len=query_len, window=window
@@ -85,7 +85,7 @@ def test_append_of_a_prompt_chunk(metal: MetalBackend) -> None:
 
 
 def test_reconstruct_many_pages(metal: MetalBackend) -> None:
-    scene = make_scene(Geometry(positions=(500,), key_bits=3, value_bits=1))
+    scene = make_scene(Geometry(positions=(7 * PAGE_SIZE + 52,), key_bits=3, value_bits=1))
     check_reconstruct(metal, scene, 0, 2, 4)
     keys, values = metal.vq_reconstruct(scene.codes, 0, 0, 0, scene.codec)
     assert keys.shape == values.shape == (2, 0, 64)

@@ -15,7 +15,7 @@ from quant_core.codec import space as code_space
 from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.rings import append_exact
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from tests.helpers.random_codec import random_codec
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -74,7 +74,7 @@ def definition(queries: F64, keys: F64, values: F64, first_query: int, scale: fl
     where = np.arange(num_tokens)
     for n in range(queries.shape[1]):
         i = first_query + n
-        coded = (where < 64 * window.num_code_pages(i)) & (where >= window.num_sink_tokens)
+        coded = (where < PAGE_SIZE * window.num_code_pages(i)) & (where >= window.num_sink_tokens)
         for h in range(queries.shape[0]):
             k = np.where(coded[:, None], kv[True][0][h // group], kv[False][0][h // group])[: i + 1]
             v = np.where(coded[:, None], kv[True][1][h // group], kv[False][1][h // group])[: i + 1]
@@ -101,7 +101,7 @@ CASES = [
     # head_dim, query heads, KV heads, key bits, value bits, window, sinks, bucket, rope base, chunks
     (64, 4, 2, 2, 2, 64, 4, 512, 1e4, [700, *[1] * 70]),
     (64, 3, 3, 1, 4, 64, 0, 128, 1e4, [65, 300, 1]),
-    (128, 8, 1, 3, 3, 128, 4, 64, 1e4, [513, 8, 64]),
+    (128, 8, 1, 3, 3, 128, 4, PAGE_SIZE, 1e4, [513, 8, 64]),
     (80, 2, 2, 4, 1, 16, 7, 512, None, [2, 1, 1, 900, 5]),
     (96, 4, 4, 2, 3, 32, 64, 512, 1e4, [3, 10, 50, 120, 9, 200]),
 ]

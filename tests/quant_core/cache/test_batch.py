@@ -19,6 +19,7 @@ from quant_core.cache.packed_store import PackedStore, build_caches, plan_memory
 from quant_core.cache.pool import Pool
 from quant_core.cache.row_file import load_row, save_row
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
+from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import ArtifactError, KernelError, PoolError, PoolFullError
 from tests.helpers.random_codec import random_codec
 
@@ -192,13 +193,13 @@ def test_snapshots_of_equal_prefixes_share_pages(model: Any, store: PackedStore)
 
 def test_a_reservation_covers_its_row_and_no_more(store: PackedStore) -> None:
     capacity = store.arena.table.capacity
-    assert store.can_ever_fit(capacity * 64)
-    assert not store.can_ever_fit(capacity * 64 + 64)
-    first = store.reserve(capacity * 64)
-    assert first is not None and store.reserve(64) is None
+    assert store.can_ever_fit(capacity * PAGE_SIZE)
+    assert not store.can_ever_fit(capacity * PAGE_SIZE + PAGE_SIZE)
+    first = store.reserve(capacity * PAGE_SIZE)
+    assert first is not None and store.reserve(PAGE_SIZE) is None
     first.release()
     first.release()
-    assert store.reserve(64) is not None
+    assert store.reserve(PAGE_SIZE) is not None
 
 
 def test_live_proof_refuses_an_unpacked_layer(model: Any, store: PackedStore) -> None:
@@ -218,11 +219,11 @@ def test_a_sliding_window_is_refused(store: PackedStore) -> None:
 
 def test_packed_bytes_are_a_sixth_of_float16(model: Any) -> None:
     caches = build_caches(model, random_codec(2, 2, 64))
-    (prompt,) = prompts(4000)
-    logprobs(model, caches, prompt, 500)
+    num_tokens = 62 * PAGE_SIZE + 32
+    logprobs(model, caches, prompts(num_tokens)[0], 500)
     logprobs(model, caches, [1])
     assert all(type(c) is VQCache for c in caches)
-    float16 = 2 * 2 * 64 * 2 * 4001
+    float16 = 2 * 2 * 64 * 2 * (num_tokens + 1)
     assert all(c.nbytes * 6 <= float16 for c in caches)
 
 
@@ -304,9 +305,9 @@ def test_a_pool_that_runs_full_in_a_flush_loses_no_page(
 
 def _unwritten_batch(model: Any, store: PackedStore, num_rows: int) -> list[Any]:
     """Rows of two complete pages each, none of them in the pool."""
-    rows = [store.new_row(store.reserve(300)) for _ in range(num_rows)]
+    rows = [store.new_row(store.reserve(2 * PAGE_SIZE + 172)) for _ in range(num_rows)]
     for caches in rows:
-        logprobs(model, caches, prompts(128)[0])
+        logprobs(model, caches, prompts(2 * PAGE_SIZE)[0], 2 * PAGE_SIZE)
     return [BatchVQCache.merge([row[i] for row in rows]) for i in range(len(rows[0]))]
 
 

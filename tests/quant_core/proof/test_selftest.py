@@ -12,14 +12,18 @@ from quant_core.backends.composite import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import DecodeStep, RingArrays
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from quant_core.proof.scenes import Case, make_trial, model_cases, standard_cases
 from quant_core.proof.selftest import KernelVerdict, device_kernels, prove
 from tests.helpers.random_codec import random_codec
 
-WINDOW = WindowSpec(window=16, num_sink_tokens=4, bucket_len=64)
+WINDOW = WindowSpec(window=16, num_sink_tokens=4, bucket_len=PAGE_SIZE)
 CODEC = random_codec(2, 2, 64, window=WINDOW)
-CASE = replace(model_cases(CODEC, {0: 2, 1: 2}, mx.float16)[0], query_lens=(1, 8), row_lens=(0, 1, 63, 200))
+CASE = replace(
+    model_cases(CODEC, {0: 2, 1: 2}, mx.float16)[0],
+    query_lens=(1, 8),
+    row_lens=(0, 1, PAGE_SIZE - 1, 3 * PAGE_SIZE + 8),
+)
 
 
 def verdicts(device: Any, case: Case = CASE) -> dict[str, KernelVerdict]:
