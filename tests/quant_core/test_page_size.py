@@ -13,6 +13,8 @@ import sys
 import quant_core.codec.spec as spec
 spec.PAGE_SIZE = 128
 import pytest
+from quant_core.backends.kernel_text import host_numbers
+assert "VQ_PAGE_SIZE 128" in host_numbers() and spec.WindowSpec(window=64).code_ends(191) == 128
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
 SUITES = (
