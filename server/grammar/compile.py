@@ -127,7 +127,11 @@ def _grammar_text(spec: GrammarSpec, tokens: TokenTable) -> str:
         schema = spec.text or '{"type":"object"}'
         return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options))
     if spec.kind == "tool_calls":
-        return str(llguidance.LLMatcher.grammar_from_lark(call_grammar(spec, tokens.special_ids, options)))
+        calls = call_grammar(spec, tokens.special_ids, options)
+        if spec.text:
+            schema = json.dumps({**json.loads(spec.text), "x-guidance": options})
+            calls = calls.replace("\nstart: ", "\nstart: calls | answer\nanswer: %json " + schema + "\ncalls: ", 1)
+        return str(llguidance.LLMatcher.grammar_from_lark(calls))
     if spec.kind == "choice":
         choices = json.loads(spec.text)
         if not choices or not all(isinstance(c, str) and c for c in choices):

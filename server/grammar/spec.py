@@ -76,7 +76,7 @@ class GrammarSpec:
     Attributes:
         kind: what `text` is.
         text: the schema as canonical JSON, a JSON list of choices, a regular expression, a Lark or GBNF grammar;
-            empty for "json_object" and "tool_calls".
+            empty for "json_object"; for "tool_calls" a schema that the answer may follow instead, or empty.
         starts: "at_once", "after_reasoning" (where the thinking's end marker stands, if the model thinks) or
             "in_tool_call" (free text until the model opens a call; "tool_calls" only).
         strict: refuse what a JSON schema says and the grammar cannot hold; False leaves it unchecked.
@@ -122,9 +122,19 @@ def tool_calls(
     starts: Starts = "at_once",
     parallel: bool = True,
     strict: bool = True,
+    or_schema: Any = None,
 ) -> GrammarSpec:
-    """Calls of `tools`: at least one and nothing else, or with "in_tool_call" every call that the model opens."""
-    return GrammarSpec("tool_calls", "", starts, strict, ToolCalls(call_format, tuple(tools), parallel))
+    """Calls of `tools`: at least one and nothing else, or with "in_tool_call" every call that the model opens.
+
+    With `or_schema` (parsed JSON) the answer is JSON of that schema in their place.
+    """
+    return GrammarSpec(
+        "tool_calls",
+        "" if or_schema is None else canonical(or_schema),
+        starts,
+        strict,
+        ToolCalls(call_format, tuple(tools), parallel),
+    )
 
 
 def tool_schema(name: str, parameters: Any | None) -> ToolSchema:

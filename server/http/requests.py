@@ -15,6 +15,7 @@ from server.engine.request import GenerationRequest, SamplingParams
 from server.errors import BadRequestError, ContextLengthError
 from server.http.context import AppContext
 from server.http.generation_spec import GenerationSpec
+from server.http.held_answer import HeldAnswer, hold
 from server.model.conversation import Conversation
 from server.model.prompts import TokenizedPrompt, chat_prompt, text_prompt, vocab_size
 
@@ -46,13 +47,18 @@ async def prepare(context: AppContext, spec: GenerationSpec, id_prefix: str) -> 
         NotFoundError: the model is not served here.
         BadRequestError: a parameter does not fit this model.
         ContextLengthError: a prompt leaves no room for an answer.
+
+    A schema that cannot be held is a BadRequestError too, before anything is generated.
     """
     context.check_ready()
     context.check_model(spec.model)
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     status = context.engine.status()
-    prompts, num_ids = await context.prompts.run(lambda t: (_tokenised(t, spec, status.context_len), vocab_size(t)))
-    requests = _engine_requests(answer_id, spec, prompts, _checked(spec.sampling, num_ids), context, status)
+    parser = context.config.model.tool_parser
+    prompts, num_ids, held = await context.prompts.run(
+        lambda t: (_tokenised(t, spec, status.context_len), vocab_size(t), hold(t, spec, context.engine, parser))
+    )
+    requests = _engine_requests(answer_id, spec, prompts, held, _checked(spec.sampling, num_ids), context, status)
     return PreparedAnswer(
         answer_id, int(time.time()), context.model_names[0], _fingerprint(status), requests, tuple(prompts)
     )
@@ -69,6 +75,7 @@ def _engine_requests(
     answer_id: str,
     spec: GenerationSpec,
     prompts: Sequence[TokenizedPrompt],
+    held: HeldAnswer,
     sampling: SamplingParams,
     context: AppContext,
     status: EngineStatus,
@@ -83,6 +90,9 @@ def _engine_requests(
             stop=spec.stop,
             boundaries=prompt.boundaries,
             n=spec.n,
+            output=held.output(prompt.text),
+            grammar=held.grammar,
+            max_reasoning_tokens=held.max_reasoning_tokens,
             stop_in_reasoning=spec.stop_in_reasoning,
             stop_token_ids=spec.stop_token_ids,
             skip_special_tokens=spec.skip_special_tokens,

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import jinja2
 
 from server.errors import BadRequestError, ContextLengthError
-from server.model.conversation import Conversation, Json, TextPrompt
+from server.model.conversation import Conversation, Json, TextPrompt, Thinking
+from server.output.history import template_input
 
 T = TypeVar("T")
 
@@ -111,15 +112,51 @@ def render(tokenizer: Any, conversation: Conversation) -> str:
 
 
 def _rendered(tokenizer: Any, conversation: Conversation) -> str:
-    given: Json = dict(conversation.template_kwargs)
+    """As given; where the template refuses that, with messages merged as strict templates want them."""
+    try:
+        return _applied(tokenizer, conversation)
+    except TEMPLATE_ERRORS:
+        merged = merged_messages(conversation.messages)
+        if merged == conversation.messages:
+            raise
+        return _applied(tokenizer, replace(conversation, messages=merged))
+
+
+def _applied(tokenizer: Any, conversation: Conversation) -> str:
+    found = template_input(tokenizer, conversation.messages, [t.to_wire() for t in conversation.offered_tools])
+    given: Json = {**_thinking_variables(conversation.thinking), **conversation.template_kwargs}
     if conversation.chat_template is not None:
         given["chat_template"] = conversation.chat_template
-    if conversation.offered_tools:
-        given["tools"] = [tool.to_wire() for tool in conversation.offered_tools]
+    if found.tools:
+        given["tools"] = found.tools
     if conversation.continue_last:
         given["continue_final_message"] = True
     given |= {"tokenize": False, "add_generation_prompt": conversation.generation_prompt}
-    return str(tokenizer.apply_chat_template(list(conversation.messages), **given))
+    return str(tokenizer.apply_chat_template(found.messages, **given))
+
+
+def _thinking_variables(thinking: Thinking) -> Json:
+    """What templates call it: Qwen and GLM `enable_thinking`, DeepSeek and Granite `thinking`, gpt-oss its effort."""
+    variables: Json = {}
+    if thinking.enabled is not None:
+        variables |= {"enable_thinking": thinking.enabled, "thinking": thinking.enabled}
+    if thinking.effort is not None:
+        variables["reasoning_effort"] = thinking.effort
+    return variables
+
+
+def merged_messages(messages: tuple[Json, ...]) -> tuple[Json, ...]:
+    """One system message, at the start, and no two plain messages of the user one after the other."""
+    system = "\n\n".join(str(m["content"]) for m in messages if m["role"] == "system" and m["content"])
+    merged: list[Json] = [{"role": "system", "content": system}] if system else []
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        if merged and message["role"] == merged[-1]["role"] == "user":
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n\n{message['content']}"}
+        else:
+            merged.append(message)
+    return tuple(merged)
 
 
 def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:

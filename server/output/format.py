@@ -10,7 +10,8 @@ from mlx_lm.generate import TextStateMachine
 from mlx_lm.tokenizer_utils import _infer_structural_markers, _infer_thinking, _infer_tool_parser
 
 from server.errors import ConfigError
-from server.grammar.spec import ReasoningMarkers
+from server.grammar.spec import CallFormat, ReasoningMarkers
+from server.output.call_formats import CALL_FORMATS
 from server.output.deltas import OutputState
 from server.output.parser import OutputParser
 from server.output.spec import OutputSpec
@@ -51,6 +52,11 @@ class OutputFormat:
         if self.think_start and self.think_end:
             return ReasoningMarkers(self.think_start, self.think_end)
         return _CHANNEL_REASONING.get(self.name)
+
+    @property
+    def call_format(self) -> CallFormat | None:
+        """How a grammar writes calls; None where no grammar can."""
+        return CALL_FORMATS.get(self.name)
 
     @property
     def reader(self) -> CallReader:

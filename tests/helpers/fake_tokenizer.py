@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 
@@ -18,6 +19,12 @@ class FakeTokenizer:
     def __init__(self, *, alternate: bool = False, has_chat_template: bool = True) -> None:
         self.alternate = alternate
         self.has_chat_template = has_chat_template
+        self.chat_template = "{{ messages }}"
+        self.init_kwargs: dict[str, str] = {}
+        self.added_tokens_decoder: dict[int, Any] = {}
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(SPECIAL)
 
     def __len__(self) -> int:
         return 256 + len(SPECIAL)
@@ -32,7 +39,11 @@ class FakeTokenizer:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], tokenize: bool = True, add_generation_prompt: bool = False
+        self,
+        messages: list[dict[str, str]],
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **variables: Any,
     ) -> str:
         assert not tokenize
         roles = [m["role"] for m in messages]

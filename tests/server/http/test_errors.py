@@ -164,7 +164,8 @@ async def test_too_long_for_the_context(client: httpx.AsyncClient, engine: FakeE
 
 async def test_template_that_refuses_and_no_template(engine: FakeEngine) -> None:
     engine.tokenizer = FakeTokenizer(alternate=True)
-    error = error_of(await in_process(engine).post(CHAT, json={"messages": USER * 2}), 400)
+    twice = [*USER, *[{"role": "assistant", "content": "a"}] * 2]
+    error = error_of(await in_process(engine).post(CHAT, json={"messages": twice}), 400)
     assert error["param"] == "messages" and "alternate" in error["message"]
     engine.tokenizer = FakeTokenizer(has_chat_template=False)
     error = error_of(await in_process(engine).post(CHAT, json={"messages": USER}), 400)

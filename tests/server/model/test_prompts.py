@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from server.errors import BadRequestError
 from server.model.conversation import Conversation
 from server.model.conversation import Json as Message
-from server.model.prompts import TokenizedPrompt
+from server.model.prompts import TokenizedPrompt, merged_messages
 from server.model.prompts import chat_prompt as conversation_prompt
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -54,7 +56,7 @@ class MergingTokenizer(FakeTokenizer):
     """Like Gemma's template: the system text goes into the first user turn."""
 
     def apply_chat_template(
-        self, messages: list[Message], tokenize: bool = True, add_generation_prompt: bool = False
+        self, messages: list[Message], tokenize: bool = True, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
         if messages[0]["role"] == "system":
             system, *rest = messages
@@ -76,7 +78,7 @@ class ForgetfulTokenizer(FakeTokenizer):
     """Like thinking models' templates: only the last message keeps its first word."""
 
     def apply_chat_template(
-        self, messages: list[Message], tokenize: bool = True, add_generation_prompt: bool = False
+        self, messages: list[Message], tokenize: bool = True, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
         kept = [*({**m, "content": m["content"].partition(" ")[2]} for m in messages[:-1]), messages[-1]]
         return super().apply_chat_template(kept, tokenize, add_generation_prompt)
@@ -88,5 +90,16 @@ def test_a_prefix_that_the_whole_does_not_start_with_is_no_boundary() -> None:
 
 
 def test_a_template_that_refuses_is_the_callers_error() -> None:
-    with pytest.raises(BadRequestError, match="alternate"):
-        chat_prompt(FakeTokenizer(alternate=True), [turn("user", "a"), turn("user", "b")], 4096)
+    messages = [turn("user", "a"), turn("assistant", "b"), turn("assistant", "c"), turn("user", "d")]
+    with pytest.raises(BadRequestError, match=r"messages\[2\].*alternate"):
+        chat_prompt(FakeTokenizer(alternate=True), messages, 4096)
+
+
+def test_what_a_strict_template_refuses_is_merged_for_it() -> None:
+    messages = [SYSTEM, turn("user", "a"), turn("system", "now"), turn("user", "b")]
+    prompt = chat_prompt(FakeTokenizer(alternate=True), messages[1:2] + messages[3:], 4096)
+    assert prompt.text.count("<|im_start|>user") == 1 and "a\n\nb" in prompt.text
+    assert merged_messages(tuple(messages)) == (
+        {"role": "system", "content": "You are terse.\n\nnow"},
+        {"role": "user", "content": "a\n\nb"},
+    )
