@@ -173,7 +173,10 @@ async def test_all_roles_and_text_parts(client: httpx.AsyncClient, engine: FakeE
     ]
     assert (await client.post(URL, json={"messages": messages})).status_code == 200
     prompt = engine.tokenizer.decode(engine.submitted[0].prompt)
-    assert prompt == "system\nbe brief\nuser\none two\nassistant\nyes\nuser\n<tool_response>\n42\n</tool_response>\n\nassistant\n"
+    assert (
+        prompt
+        == "system\nbe brief\nuser\none two\nassistant\nyes\nuser\n<tool_response>\n42\n</tool_response>\n\nassistant\n"
+    )
 
 
 async def test_engine_error_without_streaming_is_an_error_answer(client: httpx.AsyncClient, engine: FakeEngine) -> None:
