@@ -56,7 +56,7 @@ def served(kind: str, folder: Path, demo: Path) -> Iterator[Served]:
         "http": {"port": port},
     }
     if kind == "demo":
-        settings["calibration"] = {"num_samples": 2, "sample_len": 256}
+        settings["calibration"] = {"num_samples": 4, "sample_len": 256}
     settings["data_dir"] = str(folder / "data")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -80,8 +80,11 @@ def _wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200:
+            answer = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5)
+            if answer.status_code == 200:
                 return
+            if '"unready"' in answer.text:
+                break
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
