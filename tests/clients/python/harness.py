@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# The servers: without thinking, with thinking, and, for scripts that name it, the demo model with its packed cache.
-PLAIN = os.environ["CLIENTS_PLAIN_URL"]
-THINKING = os.environ["CLIENTS_THINKING_URL"]
+# The servers: without and with thinking; the demo model with its packed cache for scripts that name it, and no other.
+PLAIN = os.environ.get("CLIENTS_PLAIN_URL", "")
+THINKING = os.environ.get("CLIENTS_THINKING_URL", "")
 DEMO = os.environ.get("CLIENTS_DEMO_URL", "")
 MODEL = "scripted"
 KEY = "local"
