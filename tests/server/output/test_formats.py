@@ -46,8 +46,8 @@ SAFE_VALUES = st.recursive(
 
 
 def calls(keys: st.SearchStrategy[str], values: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Call]]:
-    arguments = st.dictionaries(keys, values, max_size=4)
-    return st.lists(st.builds(Call, NAMES, arguments), min_size=3, max_size=5, unique_by=lambda c: c.name)
+    arguments = st.dictionaries(keys, values, max_size=3)
+    return st.lists(st.builds(Call, NAMES, arguments), min_size=4, max_size=4, unique_by=lambda c: c.name)
 
 
 JSON_CALLS = calls(TEXTS, VALUES)
@@ -68,7 +68,7 @@ def ids(cases: list[tuple[str, Write]]) -> list[str]:
     return [f"{name}-{write.__name__}" for name, write in cases]
 
 
-EXAMPLES = settings(max_examples=52, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+EXAMPLES = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.mark.parametrize(("name", "write"), JSON_FORMATS, ids=ids(JSON_FORMATS))
