@@ -65,8 +65,7 @@ def hold(tokenizer: Any, spec: GenerationSpec, engine: Engine, tool_parser: str 
         # A format that no grammar writes: calls are asked for, and read, in the one that all models know.
         form = replace(form, name="hermes", is_native=False)
     grammar = _grammar(engine, conversation, tools, form, wanted)
-    parallel = conversation.parallel_tool_calls
-    return HeldAnswer(form, tools, parallel, grammar, conversation.thinking.max_tokens)
+    return HeldAnswer(form, tools, _is_parallel(conversation), grammar, conversation.thinking.max_tokens)
 
 
 @lru_cache(maxsize=4)
@@ -87,7 +86,7 @@ def _grammar(
     wanted: ResponseFormat | None,
 ) -> GrammarSpec | None:
     starts: Starts = "after_reasoning" if form.reasoning is not None else "at_once"
-    parallel = conversation.parallel_tool_calls
+    parallel = _is_parallel(conversation)
     call_format = form.call_format or CALL_FORMATS["hermes"]
     schemas = [grammars.tool_schema(t.name, t.parameters or {"type": "object"}) for t in tools]
     if tools and conversation.tool_choice.mode == "required":
@@ -111,6 +110,13 @@ def _grammar(
         # The model may still call them; only what a grammar can hold is held.
         log.info("tools are offered without a grammar: %s", error)
         return None
+
+
+def _is_parallel(conversation: Conversation) -> bool:
+    """Whether one answer may call several times; a tool that is named is called once."""
+    names = conversation.tool_choice.names
+    named = conversation.tool_choice.mode == "required" and names is not None and len(names) == 1
+    return conversation.parallel_tool_calls and not named
 
 
 def _compiled(engine: Engine, spec: GrammarSpec, param: str) -> GrammarSpec:
