@@ -30,6 +30,7 @@ class ModelConfig(_Section):
 
     name: str = "demo"
     served_name: str | None = None
+    aliases: tuple[str, ...] = ("claude-*",)
     context_len: PositiveInt | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from fastapi import Request
 
@@ -46,7 +47,9 @@ class AppContext:
 
     def check_model(self, name: str | None) -> None:
         """Raise NotFoundError unless `name` is (an alias of) the served model; None takes what is served."""
-        if name is not None and name not in self.model_names:
+        if name is None or name in self.model_names:
+            return
+        if not any(fnmatchcase(name, pattern) for pattern in self.config.model.aliases):
             raise NotFoundError(
                 f"the model '{name[:200]}' is not served here; this server has {', '.join(self.model_names)}",
                 param="model",

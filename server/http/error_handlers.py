@@ -23,7 +23,7 @@ def add_error_handlers(app: FastAPI, errors: Counter) -> None:
 
     def answer(request: Request, error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         errors.labels(str(error.status)).inc()
-        body = error_body(request.url.path, error)
+        body = error_body(request, error)
         return JSONResponse(body, error.status, headers={**(headers or {}), **_headers(error)})
 
     @app.exception_handler(ServerError)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.requests import HTTPConnection
+
 from server.errors import ServerError
 
 ANTHROPIC_TYPES = {
@@ -17,14 +19,15 @@ ANTHROPIC_TYPES = {
 }
 
 
-def is_anthropic(path: str) -> bool:
-    """Whether the path belongs to Anthropic's API."""
-    return path.removeprefix("/v1").startswith("/messages")
+def is_anthropic(connection: HTTPConnection) -> bool:
+    """Whether Anthropic's API was called: by its path, or by the header that its clients send to paths of both."""
+    path = connection.url.path.removeprefix("/v1")
+    return path.startswith("/messages") or "anthropic-version" in connection.headers
 
 
-def error_body(path: str, error: ServerError) -> dict[str, Any]:
-    """The error as the API of this path says it."""
-    return anthropic_error(error) if is_anthropic(path) else error.body()
+def error_body(connection: HTTPConnection, error: ServerError) -> dict[str, Any]:
+    """The error as the API that was called says it."""
+    return anthropic_error(error) if is_anthropic(connection) else error.body()
 
 
 def anthropic_error(error: ServerError) -> dict[str, Any]:

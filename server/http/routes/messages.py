@@ -1,0 +1,40 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.http.answering import respond
+from server.http.body import read_json
+from server.http.context import app_context
+from server.http.formats.messages import MessagesFormat
+from server.http.openapi import body_of
+from server.http.requests import prepare
+from server.http.schemas.messages import MessagesBody, TokenCountBody
+from server.model.prompts import chat_prompt
+
+router = APIRouter()
+
+
+@router.post("/v1/messages", openapi_extra=body_of(MessagesBody))
+async def create_message(request: Request) -> Response:
+    """Answer a conversation in Anthropic's form, as JSON or as server-sent events."""
+    context = app_context(request)
+    body = await read_json(request, MessagesBody, context.config.http)
+    body.check()
+    prepared = await prepare(context, body.spec(), "msg_")
+    form = MessagesFormat(prepared.id, body.model or prepared.model, body.asked_thinking.told)
+    return await respond(request, prepared.requests, form, context, stream=body.stream)
+
+
+@router.post("/v1/messages/count_tokens", openapi_extra=body_of(TokenCountBody))
+async def count_message_tokens(request: Request) -> dict[str, int]:
+    """The length of the prompt that the conversation makes; nothing is generated."""
+    context = app_context(request)
+    body = await read_json(request, TokenCountBody, context.config.http)
+    body.check()
+    context.check_ready()
+    context.check_model(body.model)
+    context_len = context.engine.status().context_len
+    prompt = await context.prompts.run(lambda t: chat_prompt(t, body.conversation(), context_len))
+    return {"input_tokens": len(prompt.ids)}
