@@ -20,6 +20,7 @@ from server.http.schemas.chat_message import ChatMessage
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.generation import StreamOptions
+from server.http.schemas.messages import MessagesBody, ThinkingField, ToolChoiceField
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.test_embeddings import FakeEmbedder
@@ -69,6 +70,9 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
         DetokenizeBody,
         CalibrationBody,
         ChatMessage,
+        MessagesBody,
+        ToolChoiceField,
+        ThinkingField,
         StreamOptions,
     ],
 )

@@ -16,6 +16,7 @@ from server.engine.request import (
     EngineEvent,
     ErrorEvent,
     FinishEvent,
+    FinishReason,
     GenerationRequest,
     PromptEvent,
     TokenEvent,
@@ -23,7 +24,7 @@ from server.engine.request import (
 )
 from server.errors import ConflictError, ContextLengthError, NotReadyError, QueueFullError
 from server.grammar.compile import GrammarCompiler
-from server.output.deltas import ContentDelta
+from server.output.deltas import ContentDelta, Delta, ToolCallStart
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
 ANSWER = ("The", " capital", " of", " France", " is", " Paris", ".", " Ünïcödé", " 🗼", "")
@@ -61,7 +62,8 @@ class Script:
     """What the next requests meet.
 
     Attributes:
-        pieces: the answer, one token each.
+        pieces: the answer, one token each: text for the reader, or a part of another kind.
+        stop_sequence: the stop string said to have ended the answer.
         token_delay_s, prompt_delay_s: pauses before each token, and while the prompt is being read.
         queue_free: requests that are taken before the queue is full; None: no limit.
         error_after: tokens before the engine fails on the request; None: never.
@@ -70,7 +72,8 @@ class Script:
         cached_tokens: prompt tokens said to come from a snapshot.
     """
 
-    pieces: tuple[str, ...] = ANSWER
+    pieces: tuple[str | Delta, ...] = ANSWER
+    stop_sequence: str | None = None
     token_delay_s: float = 0.0
     prompt_delay_s: float = 0.0
     queue_free: int | None = None
@@ -148,11 +151,22 @@ class FakeEngine:
                     yield AbortEvent(rid, self.aborted[rid])
                     return
                 num_tokens += 1
-                deltas = (ContentDelta(piece),) if piece else ()
-                yield TokenEvent(rid, index, deltas, 1, self._logprobs(request, piece))
-            reason: Any = "length" if num_tokens == request.max_tokens else "stop"
-            last = index == request.n - 1
-            yield FinishEvent(rid, index, reason, last, num_prompt, script.cached_tokens, num_tokens)
+                text = piece if isinstance(piece, str) else ""
+                deltas: tuple[Delta, ...] = (ContentDelta(text),) if text else ()
+                deltas = (piece,) if not isinstance(piece, str) else deltas
+                yield TokenEvent(rid, index, deltas, 1, self._logprobs(request, text))
+            called = any(isinstance(piece, ToolCallStart) for piece in script.pieces)
+            reason: FinishReason = "tool_calls" if called else "stop"
+            yield FinishEvent(
+                rid,
+                index,
+                "length" if num_tokens == request.max_tokens else reason,
+                index == request.n - 1,
+                num_prompt,
+                script.cached_tokens,
+                num_tokens,
+                stop_sequence=script.stop_sequence,
+            )
 
     def _logprobs(self, request: GenerationRequest, piece: str) -> tuple[tuple[TokenLogprob, ...], ...]:
         num = request.sampling.num_logprobs

@@ -1,4 +1,4 @@
-"""Whatever is sent, no answer is a 5xx and every error has OpenAI's form."""
+"""Whatever is sent, no answer is a 5xx and every error has the form of the API that was called."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
+from server.http.schemas.messages import MessagesBody, TokenCountBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
@@ -29,6 +30,8 @@ from tests.server.http.test_embeddings import FakeEmbedder
 ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, {"messages": USER}),
     "/v1/completions": (CompletionBody, {"prompt": "a"}),
+    "/v1/messages": (MessagesBody, {"messages": USER, "max_tokens": 4}),
+    "/v1/messages/count_tokens": (TokenCountBody, {"messages": USER}),
     "/v1/embeddings": (EmbeddingBody, {"input": "a"}),
     "/v1/tokenize": (TokenizeBody, {"prompt": "a"}),
     "/v1/detokenize": (DetokenizeBody, {"tokens": [1]}),
@@ -66,6 +69,11 @@ plausible = st.sampled_from(
         USER,
         [{"role": "system", "content": [{"type": "text", "text": "x"}]}, *USER],
         [{"role": "tool", "content": ""}],
+        [*USER, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "b", "input": {}}]}],
+        [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": None}]}],
+        [{"name": "a", "input_schema": {"type": "object"}}],
+        {"type": "any"},
+        {"type": "adaptive"},
     ]
 )
 
@@ -103,7 +111,9 @@ def check(answer: httpx.Response) -> None:
     assert "internal_error" not in answer.text
     if answer.status_code >= 400:
         error = answer.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+        is_anthropic = answer.request.url.path.startswith("/v1/messages")
+        assert set(error) == ({"message", "type"} if is_anthropic else {"message", "type", "param", "code"})
+        assert error["message"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
