@@ -63,7 +63,7 @@ Tools = Annotated[
 ]
 
 
-class Turn(RequestBody):
+class MessageParam(RequestBody):
     """One entry of `messages`; a system message may stand anywhere among them."""
 
     silent: ClassVar[frozenset[str]] = frozenset({"id", "type", "model", "stop_reason", "stop_sequence", "usage"})
@@ -105,7 +105,7 @@ class TokenCountBody(RequestBody):
     )
 
     model: str | None = Field(None, max_length=512)
-    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Text = ""
     tools: Tools = ()
     tool_choice: ToolChoiceField | None = None
