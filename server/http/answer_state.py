@@ -27,7 +27,7 @@ from server.output.deltas import (
 TokenLogprobs = Sequence[tuple[TokenLogprob, ...]]
 
 
-@dataclass
+@dataclass(eq=False)
 class TextItem:
     """A run of text of one kind."""
 
@@ -40,7 +40,7 @@ class TextItem:
         return "".join(self.parts)
 
 
-@dataclass
+@dataclass(eq=False)
 class CallItem:
     """A tool call. `index` counts the calls of its choice."""
 

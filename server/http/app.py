@@ -23,12 +23,25 @@ from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
 from server.http.openapi import describe
-from server.http.routes import admin, chat, completions, embeddings, health, home, messages, metrics, models, tokens
+from server.http.routes import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    health,
+    home,
+    messages,
+    metrics,
+    models,
+    responses,
+    tokens,
+)
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.messages import MessagesBody, TokenCountBody
+from server.http.schemas.responses import ResponseBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.http.wire import EXPOSED_HEADERS, WireMiddleware
 from server.model.prompts import PromptBuilder
@@ -49,6 +62,7 @@ ROUTES = (
     RouteGroup(chat.router, "api", (ChatBody,)),
     RouteGroup(completions.router, "api", (CompletionBody,)),
     RouteGroup(messages.router, "api", (MessagesBody, TokenCountBody)),
+    RouteGroup(responses.router, "api", (ResponseBody,)),
     RouteGroup(embeddings.router, "api", (EmbeddingBody,)),
     RouteGroup(tokens.router, "api", (TokenizeBody, DetokenizeBody)),
     RouteGroup(models.router, "api"),

@@ -21,6 +21,7 @@ from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.generation import StreamOptions
 from server.http.schemas.messages import MessagesBody, ThinkingField, ToolChoiceField
+from server.http.schemas.responses import ResponseBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.test_embeddings import FakeEmbedder
@@ -66,6 +67,7 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
         ChatBody,
         CompletionBody,
         EmbeddingBody,
+        ResponseBody,
         TokenizeBody,
         DetokenizeBody,
         CalibrationBody,

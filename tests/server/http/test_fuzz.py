@@ -20,6 +20,7 @@ from server.http.schemas.chat import ChatBody
 from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.messages import MessagesBody, TokenCountBody
+from server.http.schemas.responses import ResponseBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
@@ -32,6 +33,7 @@ ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/completions": (CompletionBody, {"prompt": "a"}),
     "/v1/messages": (MessagesBody, {"messages": USER, "max_tokens": 4}),
     "/v1/messages/count_tokens": (TokenCountBody, {"messages": USER}),
+    "/v1/responses": (ResponseBody, {"input": "a"}),
     "/v1/embeddings": (EmbeddingBody, {"input": "a"}),
     "/v1/tokenize": (TokenizeBody, {"prompt": "a"}),
     "/v1/detokenize": (DetokenizeBody, {"tokens": [1]}),
