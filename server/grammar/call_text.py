@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from server.grammar.spec import CallFormat, GrammarSpec, ToolCalls, ToolSchema
+from server.grammar.spec import CallFormat, GrammarSpec, ParameterFormat, ToolCalls, ToolSchema
 
 
 def call_grammar(spec: GrammarSpec, special_ids: Mapping[str, int], json_options: dict[str, Any]) -> str:
@@ -69,20 +69,21 @@ class _CallGrammar:
         required = schema.get("required", ())
         parts = []
         for i, (name, value) in enumerate(schema.get("properties", {}).items()):
-            head = form.parameters.head.replace("{name}", name)
             part = f"{rule}_p{i}"
-            self._rules.append(f"{part}: {self._literal(head)} {self._value(part, value, form.parameters.tail)}")
+            self._rules.append(f"{part}: {self._parameter(part, name, value, form.parameters)}")
             parts.append(part if name in required else f"{part}?")
         return " ".join(parts)
 
-    def _value(self, rule: str, schema: Any, tail: str) -> str:
-        """A parameter's value and what ends it: strings are written as they are, all else as JSON."""
-        if not isinstance(schema, dict) or schema.get("type") != "string":
-            return f"{self._json(schema)} {self._literal(tail)}"
+    def _parameter(self, rule: str, name: str, schema: Any, form: ParameterFormat) -> str:
+        is_text = isinstance(schema, dict) and schema.get("type") == "string"
+        head = form.head if is_text or form.json_head is None else form.json_head
+        head, tail = self._literal(head.replace("{name}", name)), self._literal(form.tail)
+        if not is_text:
+            return f"{head} {self._json(schema)} {tail}"
         if "enum" in schema:
-            return f"({' | '.join(self._literal(str(v)) for v in schema['enum'])}) {self._literal(tail)}"
-        self._rules.append(f"{rule}_text[lazy]: /(.|\\n)*/ {self._literal(tail)}")
-        return f"{rule}_text"
+            return f"{head} ({' | '.join(self._literal(str(v)) for v in schema['enum'])}) {tail}"
+        self._rules.append(f"{rule}_text[lazy]: /(.|\\n)*/ {json.dumps(form.tail)}")
+        return f"{head} {rule}_text"
 
     def _json(self, schema: Any) -> str:
         schema = schema if isinstance(schema, dict) else {}

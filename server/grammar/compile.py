@@ -20,8 +20,8 @@ from server.grammar.tokens import TokenTable
 MAX_GRAMMARS = 128
 # Above it compilations take seconds (a schema of 10 000 properties: seven).
 MAX_TEXT_BYTES = 128 << 10
-# Enough to indent deeply; without a bound a weak model may go on writing blanks for ever.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# As JSON is written: a blank or two, or a new line and its indentation. Without a bound a weak model goes on for ever.
+WHITESPACE = r"\x20{1,2}|\x0D?\x0A(\x20{0,32}|\x09{0,16})"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class GrammarCompiler:
         compiled = self._compile(spec, param)
         with self._lock:
             self._grammars[spec] = compiled
-            if len(self._grammars) > MAX_GRAMMARS:
+            while len(self._grammars) > MAX_GRAMMARS:
                 self._grammars.popitem(last=False)
         return compiled
 

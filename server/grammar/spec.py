@@ -21,10 +21,15 @@ class ReasoningMarkers:
 
 @dataclass(frozen=True)
 class ParameterFormat:
-    """Arguments that are written one by one instead of as a JSON object; `{name}` stands for the parameter."""
+    """Arguments that are written one by one instead of as a JSON object; `{name}` stands for the parameter.
+
+    Strings are written as they are, so of their schema only `enum` is held; all else is JSON, behind `json_head` if
+    that differs.
+    """
 
     head: str
     tail: str
+    json_head: str | None = None
 
 
 @dataclass(frozen=True)

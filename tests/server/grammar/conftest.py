@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from server.grammar.compile import GrammarCompiler
-from tests.helpers.tiny_models import VOCAB_SIZE, build_tiny_model, tiny_tokenizer
-
-# Logits are wider than the vocabulary in many models.
-LOGITS_WIDTH = VOCAB_SIZE + 40
+from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
+from tests.server.grammar.walk import LOGITS_WIDTH
 
 
 @pytest.fixture(scope="session")

@@ -2,60 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from server.grammar.compile import GrammarCompiler
 from server.grammar.constraint import RowConstraint
 from server.grammar.mask import MaskRow, num_words
+from tests.helpers.tiny_models import VOCAB_SIZE
 
 END = 2
+# Logits are wider than the vocabulary in many models.
+LOGITS_WIDTH = VOCAB_SIZE + 40
+# Drawn more often, so that random documents come to an end.
+CLOSERS = (b'"', b"}", b"]", b"</", b"<", b">", b"0")
 
 
-def fresh_row(vocab_size: int) -> MaskRow:
+def fresh_row(vocab_size: int = LOGITS_WIDTH) -> MaskRow:
     """A row that allows everything."""
     return np.full(num_words(vocab_size), -1, np.int32)
 
 
-def is_allowed(row: MaskRow, token_id: int) -> bool:
-    """Whether the bit of a token is set."""
-    return bool(row.view(np.uint32)[token_id // 32] >> np.uint32(token_id % 32) & 1)
-
-
-def allowed_ids(row: MaskRow, vocab_size: int) -> np.ndarray[Any, Any]:
+def allowed_ids(row: MaskRow, vocab_size: int = LOGITS_WIDTH) -> np.ndarray[Any, Any]:
     """The ids of all set bits."""
     return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")[:vocab_size])
 
 
-def refused_token(constraint: RowConstraint, ids: Sequence[int], vocab_size: int) -> int | None:
+def next_ids(constraint: RowConstraint) -> np.ndarray[Any, Any]:
+    """The tokens that may come next."""
+    row = fresh_row()
+    wrote = constraint.mask(row)
+    assert constraint.error is None, constraint.error
+    assert wrote or (row == -1).all()
+    return allowed_ids(row)
+
+
+def refused_token(constraint: RowConstraint | None, ids: Sequence[int]) -> int | None:
     """Feed tokens while they are allowed: the place of the first that is not."""
+    assert constraint is not None
     for place, token_id in enumerate(ids):
-        row = fresh_row(vocab_size)
-        if constraint.mask(row) and not is_allowed(row, token_id):
+        if token_id not in next_ids(constraint):
             return place
         constraint.accept(token_id)
     return None
 
 
-def random_walk(
-    constraint: RowConstraint,
-    vocab_size: int,
+def refused_text(constraint: RowConstraint | None, compiler: GrammarCompiler, text: str) -> str | None:
+    """Feed a text in the longest tokens that are allowed: the character at which none is.
+
+    Where a grammar leaves one text only, llguidance allows the tokens that the tokenizer would make of it.
+    """
+    assert constraint is not None
+    rest = text.encode()
+    while rest:
+        fitting = [int(i) for i in next_ids(constraint) if rest.startswith(compiler.tokens.token_bytes(int(i)))]
+        if not fitting:
+            return rest.decode(errors="replace")[0]
+        token_id = max(fitting, key=lambda i: len(compiler.tokens.token_bytes(i)))
+        constraint.accept(token_id)
+        rest = rest[len(compiler.tokens.token_bytes(token_id)) :]
+    return None
+
+
+def random_text(
+    constraint: RowConstraint | None,
+    compiler: GrammarCompiler,
     rng: np.random.Generator,
     max_tokens: int,
-    weight: Callable[[int], float],
-) -> tuple[list[int], bool]:
-    """Draw allowed tokens with these weights: the tokens, and whether the walk ended by itself."""
-    ids: list[int] = []
+    *,
+    until_free: bool = False,
+) -> tuple[str, bool]:
+    """Draw allowed tokens: their text, and whether the walk ended with an end token (or where all is allowed)."""
+    assert constraint is not None
+    text = b""
     for _ in range(max_tokens):
-        row = fresh_row(vocab_size)
-        constraint.mask(row)
-        assert constraint.error is None, constraint.error
-        allowed = allowed_ids(row, vocab_size)
-        weights = np.array([weight(int(i)) for i in allowed])
+        allowed = next_ids(constraint)
+        if until_free and len(allowed) == LOGITS_WIDTH:
+            break
+        weights = np.array([_weight(compiler, int(i)) for i in allowed])
         token_id = int(rng.choice(allowed, p=weights / weights.sum()))
         if token_id == END:
-            return ids, True
-        ids.append(token_id)
+            return text.decode(), True
+        text += compiler.tokens.token_bytes(token_id)
         constraint.accept(token_id)
-    return ids, False
+    return text.decode(errors="replace"), False
+
+
+def _weight(compiler: GrammarCompiler, token_id: int) -> float:
+    if token_id == END:
+        return 100.0
+    return 30.0 if compiler.tokens.token_bytes(token_id) in CLOSERS else 1.0
