@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,12 +77,13 @@ def random_text(
     """Draw allowed tokens: their text, and whether the walk ended with an end token (or where all is allowed)."""
     assert constraint is not None
     text = b""
+    weights = _weights(compiler)
     for _ in range(max_tokens):
         allowed = next_ids(constraint)
         if until_free and len(allowed) == LOGITS_WIDTH:
             break
-        weights = np.array([_weight(compiler, int(i)) for i in allowed])
-        token_id = int(rng.choice(allowed, p=weights / weights.sum()))
+        odds = weights[allowed]
+        token_id = int(rng.choice(allowed, p=odds / odds.sum()))
         if token_id == END:
             return text.decode(), True
         text += compiler.tokens.token_bytes(token_id)
@@ -89,7 +91,7 @@ def random_text(
     return text.decode(errors="replace"), False
 
 
-def _weight(compiler: GrammarCompiler, token_id: int) -> float:
-    if token_id == END:
-        return 100.0
-    return 30.0 if compiler.tokens.token_bytes(token_id) in CLOSERS else 1.0
+@cache
+def _weights(compiler: GrammarCompiler) -> np.ndarray[Any, Any]:
+    closing = [compiler.tokens.token_bytes(i) in CLOSERS for i in range(LOGITS_WIDTH)]
+    return np.where(np.arange(LOGITS_WIDTH) == END, 100.0, np.where(closing, 30.0, 1.0))
