@@ -11,10 +11,10 @@ from typing import Any
 from server.engine.interface import Engine
 from server.errors import BadRequestError
 from server.grammar import spec as grammars
+from server.grammar.call_formats import CALL_FORMATS
 from server.grammar.spec import GrammarSpec, Starts
 from server.http.generation_spec import GenerationSpec, ResponseFormat
 from server.model.conversation import Conversation, ToolSpec
-from server.output.call_formats import CALL_FORMATS
 from server.output.format import OutputFormat, detect_format
 from server.output.spec import OutputSpec
 

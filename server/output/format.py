@@ -10,8 +10,8 @@ from mlx_lm.generate import TextStateMachine
 from mlx_lm.tokenizer_utils import _infer_structural_markers, _infer_thinking, _infer_tool_parser
 
 from server.errors import ConfigError
+from server.grammar.call_formats import CALL_FORMATS
 from server.grammar.spec import CallFormat, ReasoningMarkers
-from server.output.call_formats import CALL_FORMATS
 from server.output.deltas import OutputState
 from server.output.parser import OutputParser
 from server.output.spec import OutputSpec

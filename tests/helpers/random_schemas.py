@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 Schema = dict[str, Any]
 PATTERNS = ("^[a-z]{2,5}$", "^[A-Z][0-9]+", "[0-9]$", r"^\d{4}-\d{2}$", r"^(red|green|blue)$", r"^\w+@\w+\.com$")
 FORMATS = ("date", "time", "date-time", "email", "uuid", "ipv4", "hostname", "uri", "duration", "regex")
-CONSTANTS = (None, True, 0, -1.5, "a", 'q"\\', "é\U0001f600", [], [1, "x"], {"k": None})
+CONSTANTS: tuple[Any, ...] = (None, True, 0, -1.5, "a", 'q"\\', "é\U0001f600", [], [1, "x"], {"k": None})
 RARE: tuple[Schema, ...] = (
     {"not": {"type": "null"}},
     {"type": "array", "uniqueItems": True},
@@ -30,7 +31,7 @@ RARE: tuple[Schema, ...] = (
 
 def random_schema(rng: random.Random, depth: int = 3) -> Schema:
     """A schema; nested at most `depth` deep."""
-    makers = [_string, _number, _integer, _choice, _plain]
+    makers: list[Callable[[random.Random, int], Schema]] = [_string, _number, _integer, _choice, _plain]
     if depth > 0:
         makers += [_object, _object, _object, _array, _array, _union, _all_of, _with_definition]
     if rng.random() < 0.05:
