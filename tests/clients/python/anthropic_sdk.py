@@ -74,7 +74,9 @@ def stop_sequences():
 
 @check
 def sampling_fields():
-    answer = ask(CAPITAL, temperature=0.5, top_p=0.9, top_k=40, metadata={"user_id": "someone"}, service_tier="auto")
+    # Fields of the API that this version of the client no longer names.
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 40}
+    answer = ask(CAPITAL, extra_body=sampling, metadata={"user_id": "someone"}, service_tier="auto")
     assert answer.content[0].text == SENTENCE
 
 
@@ -202,6 +204,7 @@ def claude_code_fields():
     answer = client.beta.messages.create(
         model=MODEL,
         max_tokens=32000,
+        timeout=60,  # without one the client refuses so many tokens unless they are streamed
         messages=[{"role": "user", "content": CAPITAL}],
         betas=["interleaved-thinking-2025-05-14"],
         extra_body={

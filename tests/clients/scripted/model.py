@@ -142,4 +142,4 @@ def rest_of(script: str, said: str) -> str:
         if place == len(script) or script[place] != char:
             return ""
         place += 1
-    return script[place:]
+    return script[place:].lstrip() if said[-1:].isspace() else script[place:]
