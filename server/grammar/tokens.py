@@ -29,10 +29,12 @@ class TokenTable:
             message = f"this model's tokenizer ({type(inner).__name__}) cannot guide answers; ask without a grammar"
             raise BadRequestError(message, code="unsupported_grammar")
         self.end_ids = tuple(i for i in end_ids if i < logits_width)
-        self.special_ids = {str(t.content): int(i) for i, t in inner.added_tokens_decoder.items() if t.special}
         self.ll = llguidance.hf.from_tokenizer(
             inner, n_vocab=max(logits_width, len(inner)), eos_token=list(self.end_ids) or None
         )
+        # For llguidance any added token spelled <...> is special, whatever the tokenizer says of it (</tool_call>).
+        added = inner.added_tokens_decoder.items()
+        self.special_ids = {str(t.content): int(i) for i, t in added if t.special or self.ll.is_special_token(int(i))}
         self._inner = inner
         self._special_bytes = {i: text.encode() for text, i in self.special_ids.items()}
         self.newline_ids = tuple(ids[0] for ids in map(self.ids_of, ("\n", "\n\n")) if len(ids) == 1)
