@@ -21,7 +21,7 @@ from tests.server.engine.harness import read, serving
 
 NUM_ROWS = 8
 MAX_TOKENS = 90
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.demo, pytest.mark.full]
 
 
 @pytest.fixture(scope="module")
