@@ -6,7 +6,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from quant_core.backends.device import DeviceBackend
+from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.kernel_text import KernelSource
 from quant_core.backends.launch import Launcher
 

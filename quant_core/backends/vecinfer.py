@@ -13,9 +13,8 @@ from functools import lru_cache
 import mlx.core as mx
 
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.choose import choose_backend
-from quant_core.backends.composite import CompositeBackend
-from quant_core.backends.device import DeviceBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend
+from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.launch import flat_tables, ints, section_template
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.codec import VectorCodec

@@ -18,7 +18,7 @@ import numpy as np
 
 from quant_core.attention.fused import plan_columns
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.composite import KERNELS, CompositeBackend
+from quant_core.backends.choose import KERNELS, CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors
 from quant_core.codec.codec import VectorCodec

@@ -18,8 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.choose import choose_backend, resolve_backend
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend, resolve_backend
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.codec import ModelCodec
 from quant_core.proof.scenes import Case, model_cases

@@ -14,8 +14,7 @@ from mlx.utils import tree_flatten
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.choose import choose_backend, resolve_backend
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend, resolve_backend
 from quant_core.cache.packed_store import build_caches
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.codec import ModelCodec

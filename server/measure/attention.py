@@ -12,8 +12,7 @@ import numpy as np
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from quant_core.backends.base import KernelBackend
-from quant_core.backends.choose import choose_backend
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend
 from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.page_layout import PageLayout

@@ -9,8 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.choose import choose_backend
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend
 from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import KernelError

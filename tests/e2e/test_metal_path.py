@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.codec.spec import WindowSpec
 from quant_core.proof.scenes import Case, model_cases

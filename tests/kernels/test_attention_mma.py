@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant_core.backends import tensor_core as attention_mma
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.backends.tensor_core import HALF, INT8, AttentionMma, Variant, plan_splits
 from quant_core.codec.rotary import Rotary

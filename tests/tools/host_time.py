@@ -16,8 +16,8 @@ import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 
-from quant_core.backends.composite import CompositeBackend
-from quant_core.backends.device import DeviceBackend
+from quant_core.backends.choose import CompositeBackend
+from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.tensor_core import AttentionMma
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.vq_cache import BatchVQCache

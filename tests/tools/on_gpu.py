@@ -16,7 +16,7 @@ from importlib.metadata import version
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.device import DeviceBackend
+from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.spec import WindowSpec

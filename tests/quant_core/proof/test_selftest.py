@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import DecodeStep, RingArrays

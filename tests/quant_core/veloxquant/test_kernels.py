@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.spec import VQSpec

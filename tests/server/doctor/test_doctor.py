@@ -14,8 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quant_core.backends import choose as registry
-from quant_core.backends.choose import choose_backend
-from quant_core.backends.composite import CompositeBackend
+from quant_core.backends.choose import CompositeBackend, choose_backend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.errors import KernelError
 from quant_core.proof import scenes
