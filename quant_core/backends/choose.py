@@ -1,4 +1,4 @@
-"""Which back end runs the kernels, chosen once, by name, at start; and each kernel from the one to be trusted with it."""
+"""Which back end runs the kernels, chosen once, by name, at start; and each kernel from the one that is trusted."""
 
 from __future__ import annotations
 
