@@ -197,11 +197,11 @@ def reconstruct(
     shapes = [(heads, tokens, c.spec.head_dim) for c in (codec.keys, codec.values)]
     if not num_pages:
         return mx.zeros(shapes[0], mx.float16), mx.zeros(shapes[1], mx.float16)
-    first = row * codes.page_table.shape[1] + first_page
+    first = row * codes.max_pages + first_page
     keys, values = kernel(
         inputs=[
             codes.pool, codes.page_table, flat_tables(codec.keys), flat_tables(codec.values),
-            ints(first, tokens, codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset, 0, 0),
+            ints(first, tokens, codes.pages_per_slab, codes.page_bytes, codes.slab_bytes, codes.layer.offset, 0, 0),
         ],
         template=[*section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_")],
         grid=(256, heads, num_pages), threadgroup=(256, 1, 1),
@@ -223,11 +223,11 @@ def columns(
             codes.pool, codes.page_table, flat_tables(codec.keys), flat_tables(codec.values), *pending,
             rings.ring_keys, rings.ring_values, *_sinks(rings, window), new.keys, new.values,
             ints(
-                row * codes.page_table.shape[1], plan.num_coded, new.first_page, num_pending, plan.exact_block,
+                row * codes.max_pages, plan.num_coded, new.first_page, num_pending, plan.exact_block,
                 plan.exact_first, plan.begin, plan.start, plan.end, row, window.ring_slots, window.num_sink_tokens,
             ),
             # Apart, so that it stays on the device: CUDA fetches an array that is new to it at its first read.
-            ints(codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset),
+            ints(codes.pages_per_slab, codes.page_bytes, codes.slab_bytes, codes.layer.offset),
         ],
         template=[*section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_")],
         grid=(256, heads, plan.num_blocks), threadgroup=(256, 1, 1),
@@ -311,11 +311,11 @@ def _no_codes() -> tuple[mx.array, mx.array]:
 
 
 def _geometry(codes: PagedCodes, query_rows: int, length: int, n: int, window: WindowSpec) -> mx.array:
-    if codes.pool.shape[1] % 16:
-        raise ShapeError(f"slab_bytes must be a multiple of 16 for the kernels, got {codes.pool.shape[1]}")
+    if codes.slab_bytes % 16:
+        raise ShapeError(f"slab_bytes must be a multiple of 16 for the kernels, got {codes.slab_bytes}")
     return ints(
         length, n, query_rows, window.num_sink_tokens, window.ring_slots, window.window, window.bucket_len,
-        codes.pages_per_slab, codes.page_bytes, codes.pool.shape[1], codes.layer.offset, codes.page_table.shape[1],
+        codes.pages_per_slab, codes.page_bytes, codes.slab_bytes, codes.layer.offset, codes.max_pages,
         codes.layer.num_kv_heads, 0, 0, 0,
     )  # fmt: skip
 

@@ -140,8 +140,8 @@ def _gather_pages(
     pages = codes.page_table[rows, first_page : first_page + num_pages]
     span = mx.as_strided(
         codes.pool,
-        (codes.pool.shape[0], codes.pages_per_slab, layer.num_kv_heads, layer.head_bytes),
-        (codes.pool.shape[1], codes.page_bytes, layer.head_bytes, 1),
+        (codes.num_slabs, codes.pages_per_slab, layer.num_kv_heads, layer.head_bytes),
+        (codes.slab_bytes, codes.page_bytes, layer.head_bytes, 1),
         layer.offset,
     )
     blocks = span[pages // codes.pages_per_slab, pages % codes.pages_per_slab].swapaxes(1, 2)

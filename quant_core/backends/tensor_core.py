@@ -309,11 +309,10 @@ def _params(
 
 @kept_with_codec
 def _supports(
-    codec: LayerCodec, window: WindowSpec, head_dim: int, dtype: mx.Dtype, pool_shape: tuple[int, ...],
-    pages_per_slab: int,
+    codec: LayerCodec, window: WindowSpec, head_dim: int, dtype: mx.Dtype, num_slabs: int,
+    slab_bytes: int, pages_per_slab: int,
 ) -> bool:  # fmt: skip
     values = codec.values.spec.sections[0]
-    num_slabs, slab_bytes = pool_shape
     return (
         PAGE_SIZE == _PAGE_TOKENS
         and head_dim in HEAD_DIMS
@@ -344,7 +343,13 @@ class AttentionMma:
         """Whether the kernel covers this geometry; the portable kernels cover all."""
         queries, codes = step.queries, step.codes
         return _supports(
-            step.codec, step.window, queries.shape[-1], queries.dtype, codes.pool.shape, codes.pages_per_slab
+            step.codec,
+            step.window,
+            queries.shape[-1],
+            queries.dtype,
+            codes.num_slabs,
+            codes.slab_bytes,
+            codes.pages_per_slab,
         )
 
     def __call__(self, step: DecodeStep) -> mx.array:
@@ -356,8 +361,8 @@ class AttentionMma:
         plan = rows.plan
         pairs = batch * shape.blocks_per_split
         params = _params(
-            step.scale, plan.pages_per_split, window, codes.page_table.shape[1], codes.pages_per_slab,
-            codes.pool.shape[1], codes.page_bytes, codes.layer.offset,
+            step.scale, plan.pages_per_split, window, codes.max_pages, codes.pages_per_slab,
+            codes.slab_bytes, codes.page_bytes, codes.layer.offset,
         )  # fmt: skip
         sinks = window.num_sink_tokens > 0
         scratch = pairs * plan.num_splits * min(shape.columns, _MAX_COLUMNS) if plan.num_splits > 1 else 1

@@ -64,7 +64,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
                 keys, values, starts, lengths, self.rings, self.layer.codec, self.layer.window
             )
             self._advance(lengths)
-            view: Any = DecodeView(self.layer, self.rings, list(self.rows), starts, values.dtype)
+            view: Any = DecodeView(self.layer, self.rings, self.rows, starts, values.dtype)
         else:
             view = self._prefill(keys, values, starts, lengths)
         return view, view

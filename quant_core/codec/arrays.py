@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -91,6 +92,21 @@ class PagedCodes:
     layer: LayerLayout
     pages_per_slab: int
     page_bytes: int
+
+    @cached_property
+    def num_slabs(self) -> int:
+        """Of the pool."""
+        return int(self.pool.shape[0])
+
+    @cached_property
+    def slab_bytes(self) -> int:
+        """Of one slab; kept like the others here because asking an array for its shape is dear at every layer."""
+        return int(self.pool.shape[1])
+
+    @cached_property
+    def max_pages(self) -> int:
+        """Entries of a row of the page table."""
+        return int(self.page_table.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
