@@ -14,8 +14,9 @@ from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, ModelCodec, VectorCodec, kept_with_codec
 from quant_core.codec.page_layout import LayerLayout
 from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec
-from quant_core.codec.table_grid import multiples, snap
+from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
+from quant_core.codec.table_grid import multiples
+from quant_core.proof.random_codec import random_layer_codec
 
 # Tokens a row holds before its queries: none, one, both sides of a page's end, several buckets, many splits.
 ROW_LENS = (0, 1, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, 700, 2000)
@@ -115,10 +116,10 @@ def make_trial(case: Case, query_len: int, seed: int = 0) -> Trial:
     queries = raw(heads * case.gqa_factor, dim)
     scale = _SCORE_SPREAD / _score_spread(queries, case)
     lengths = tuple(max(1, query_len - row % 3) for row in range(batch))
-    return Trial(
-        case, case.row_lens, lengths, keys, values, queries, scale, _rings(case, query_len, rng),
-        _codes(case, query_len, rng),
-    )  # fmt: skip
+    rings = random_rings(case.codec, case.window, case.row_lens, query_len, rng)
+    pages = tuple(case.window.num_code_pages(n + query_len - 1) for n in case.row_lens)
+    codes = random_pages(case.codec, pages, rng)
+    return Trial(case, case.row_lens, lengths, keys, values, queries, scale, rings, codes)
 
 
 def _score_spread(queries: mx.array, case: Case) -> float:
@@ -128,71 +129,37 @@ def _score_spread(queries: mx.array, case: Case) -> float:
     return float(mx.sqrt((q.vectors**2).sum(-1).mean() + (q.mean_scores**2).mean()))
 
 
-def _rings(case: Case, query_len: int, rng: np.random.Generator) -> RingArrays:
-    """Exact vectors with outliers up to the queries' own positions; poison in every slot without a live token."""
+def random_rings(
+    codec: LayerCodec, window: WindowSpec, starts: tuple[int, ...], new_len: int, rng: np.random.Generator
+) -> RingArrays:
+    """Exact vectors with outliers of every position before `start + new_len`; poison in slots without a live token."""
 
     def exact(slots: int, dim: int, is_ring: bool) -> mx.array:
-        x = rng.standard_normal((len(case.row_lens), case.codec.num_kv_heads, slots, dim))
+        x = rng.standard_normal((len(starts), codec.num_kv_heads, slots, dim))
         x[..., : slots // 7 + 1, 3] *= 9
-        for row, start in enumerate(case.row_lens):
-            end = start + query_len
+        for row, start in enumerate(starts):
+            end = start + new_len
             live = np.arange(max(0, end - slots) if is_ring else 0, end if is_ring else min(end, slots))
             x[row, :, np.setdiff1d(np.arange(slots), live % max(1, slots))] = _POISON
         return mx.array(x, mx.float16)
 
-    w, dk, dv = case.window, case.codec.keys.spec.head_dim, case.codec.values.spec.head_dim
-    sinks = w.num_sink_tokens
-    return RingArrays(
-        exact(w.ring_slots, dk, True), exact(w.ring_slots, dv, True), exact(sinks, dk, False), exact(sinks, dv, False)
-    )
+    slots, sinks = window.ring_slots, window.num_sink_tokens
+    dk, dv = codec.keys.spec.head_dim, codec.values.spec.head_dim
+    return RingArrays(exact(slots, dk, True), exact(slots, dv, True), exact(sinks, dk, False), exact(sinks, dv, False))
 
 
-def _codes(case: Case, query_len: int, rng: np.random.Generator) -> PagedCodes:
+def random_pages(codec: LayerCodec, num_pages: tuple[int, ...], rng: np.random.Generator) -> PagedCodes:
     """Rows' pages scattered over several slabs, between pages and layers of others full of random bytes."""
-    spec = case.codec
-    layer = LayerLayout(64, spec.num_kv_heads, spec.keys.spec.code_bytes, spec.values.spec.code_bytes)
-    page_bytes, per_slab = 64 + layer.nbytes + 128, 5
-    num_pages = tuple(case.window.num_code_pages(n + query_len - 1) for n in case.row_lens)
+    layer = LayerLayout(64, codec.num_kv_heads, codec.keys.spec.code_bytes, codec.values.spec.code_bytes)
+    page_bytes, per_slab = 64 + layer.nbytes + 128, 3
     total = sum(num_pages) + 3
     # Page 0 belongs to nobody: it is what the table holds beyond a row's pages.
     order = 1 + rng.permutation(total - 1)
     table = np.zeros((len(num_pages), max(1, *num_pages)), np.int32)
     for row, count in enumerate(num_pages):
         table[row, :count], order = order[:count], order[count:]
-    pool = rng.integers(0, 256, (-(-total // per_slab), per_slab * page_bytes), np.uint8)
+    pool = rng.integers(0, 256, (-(-total // per_slab), per_slab * page_bytes + 64), np.uint8)
     return PagedCodes(mx.array(pool), mx.array(table), num_pages, layer, per_slab, page_bytes)
-
-
-def random_layer_codec(
-    num_kv_heads: int, keys: VQSpec, values: VQSpec, rotary: Rotary | None, seed: int = 0, on_grid: bool = True
-) -> LayerCodec:
-    """A codec of this geometry with random tables and well-conditioned transforms.
-
-    `on_grid`: the tables lie on a grid (table_grid.py), as fitted ones do.
-    """
-    rng = np.random.default_rng(seed)
-
-    def vector_codec(spec: VQSpec) -> VectorCodec:
-        dim = spec.head_dim
-        turn = np.linalg.qr(rng.standard_normal((num_kv_heads, dim, dim)))[0]
-        transform = turn * rng.uniform(0.5, 2.0, (num_kv_heads, 1, dim))
-        return VectorCodec(
-            spec,
-            mx.array(rng.standard_normal((num_kv_heads, dim)) * 0.2, mx.float32),
-            mx.array(transform, mx.float32),
-            mx.array(np.linalg.inv(transform), mx.float32),
-            tuple(
-                _table(rng, (num_kv_heads, s.num_codebooks, NUM_CENTROIDS, s.subvec_dim), on_grid)
-                for s in spec.sections
-            ),
-        )
-
-    return LayerCodec(vector_codec(keys), vector_codec(values), rotary)
-
-
-def _table(rng: np.random.Generator, shape: tuple[int, ...], on_grid: bool) -> mx.array:
-    table = rng.standard_normal(shape)
-    return mx.array(snap(table) if on_grid else table, mx.float16)
 
 
 def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:

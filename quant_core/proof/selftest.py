@@ -78,7 +78,24 @@ class _Finding:
 
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
-Check = Callable[[Trial], Iterator[_Finding]]
+Check = Callable[[CompositeBackend, Trial], Iterator[_Finding]]
+# One call of a kernel on a trial, its arguments made beforehand.
+Call = Callable[[CompositeBackend, Trial], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class _KernelCheck:
+    """How one kernel is proved.
+
+    Attributes:
+        check: its results on a trial against the reference's.
+        call: what is timed.
+        takes_new: whether its text depends on the number of new positions.
+    """
+
+    check: Check
+    call: Call
+    takes_new: bool = False
 
 
 def device_kernels(backend: KernelBackend) -> tuple[str, ...]:
@@ -95,13 +112,13 @@ def prove(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Kern
 
 def prove_slices(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) -> Generator[None, None, KernelVerdict]:
     """`prove`, a geometry and number of new positions at a time, so that chats can go on between them."""
-    check = _check_of(kernel, backend)
+    check = _CHECKS[kernel].check
     found: list[_Finding] = []
     timed: Case | None = None
     for case in cases:
         try:
             for trial in _trials(kernel, case):
-                for finding in check(trial):
+                for finding in check(backend, trial):
                     found.append(finding)
                     timed = timed or case
                     if not finding.error <= finding.limit:  # NaN fails too
@@ -119,7 +136,7 @@ def prove_slices(kernel: str, backend: CompositeBackend, cases: Sequence[Case]) 
 
 def _trials(kernel: str, case: Case) -> Iterator[Trial]:
     """What a kernel is shown: for those that take new positions every number of them, and the longest row alone."""
-    if kernel not in ("vq_append", "vq_attention", "vq_attention_mma"):
+    if not _CHECKS[kernel].takes_new:
         yield make_trial(case, 1)
         return
     for query_len in case.query_lens:
@@ -140,18 +157,14 @@ def log_fallbacks(verdicts: Sequence[KernelVerdict], device: str) -> None:
             log.warning("%s kernel %s failed its self-test, %s replaces it: %s", device, v.kernel, instead, v.detail)
 
 
-def _check_of(kernel: str, backend: CompositeBackend) -> Check:
-    if kernel == "vq_attention_mma":
-        assert backend.fast is not None  # see device_kernels
-        fast = backend.fast
-        return lambda t: _check_attention(fast, t) if fast.supports(t.step) else iter(())
-    if kernel == "vq_attention":
-        return lambda t: _check_attention(backend.device.vq_attention, t)
-    checks: dict[str, Callable[[KernelBackend, Trial], Iterator[_Finding]]] = {
-        "vq_append": _check_append, "vq_encode": _check_encode, "vq_reconstruct": _check_reconstruct,
-        "vq_columns": _check_columns,
-    }  # fmt: skip
-    return lambda t: checks[kernel](backend.device, t)
+def _check_portable(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
+    return _check_attention(backend.device.vq_attention, t)
+
+
+def _check_fast(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
+    """Nothing where the kernel leaves the geometry to the portable one."""
+    fast = backend.fast
+    return _check_attention(fast, t) if fast is not None and fast.supports(t.step) else iter(())
 
 
 def _check_attention(attention: Callable[[DecodeStep], mx.array], t: Trial) -> Iterator[_Finding]:
@@ -164,10 +177,10 @@ def _check_attention(attention: Callable[[DecodeStep], mx.array], t: Trial) -> I
         yield _Finding(error, ATTENTION_LIMITS[t.case.dtype], _where(t, f"row of {start} tokens"))
 
 
-def _check_append(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+def _check_append(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
     """New vectors by relative error; slots that were not written, bit for bit."""
     arguments = (t.keys, t.values, t.starts, t.lengths, t.rings, t.case.codec, t.case.window)
-    results = device.vq_append(*arguments)
+    results = backend.device.vq_append(*arguments)
     with mx.stream(mx.cpu):
         wanted = _REFERENCE.vq_append(*arguments)
     for name in ("ring_keys", "ring_values", "sink_keys", "sink_values"):
@@ -181,7 +194,7 @@ def _check_append(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
         yield _Finding(float(difference.max()), APPEND_LIMIT, _where(t, name))
 
 
-def _check_encode(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+def _check_encode(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
     """Exact vectors of a ring, outliers and poison included, and as few as one token."""
     for vectors, codec, kind in (
         (t.rings.ring_keys, t.case.codec.keys, "keys"),
@@ -189,7 +202,7 @@ def _check_encode(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
     ):
         for part in (vectors[-1][:, 40:105], vectors[-1][:, :1], vectors[:2, :, :33]):
             x = mx.clip(part, -100, 100)
-            excess = _encode_excess(np.array(device.vq_encode(x, codec)), _f64(x), codec)
+            excess = _encode_excess(np.array(backend.device.vq_encode(x, codec)), _f64(x), codec)
             yield _Finding(excess, ENCODE_LIMIT, _where(t, f"{kind}, {part.shape[-2]} tokens"))
 
 
@@ -211,12 +224,12 @@ def _encode_excess(codes: np.ndarray[Any, Any], x: F64, codec: VectorCodec) -> f
     return worst
 
 
-def _check_reconstruct(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+def _check_reconstruct(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
     """Bit for bit: of the longest row its first page, its last, and all."""
     row = int(np.argmax(t.codes.num_pages))
     count = t.codes.num_pages[row]
     for first, number in ((0, 1), (count - 1, 1), (0, count)) if count else ():
-        results = device.vq_reconstruct(t.codes, row, first, number, t.case.codec)
+        results = backend.device.vq_reconstruct(t.codes, row, first, number, t.case.codec)
         with mx.stream(mx.cpu):
             wanted = _REFERENCE.vq_reconstruct(t.codes, row, first, number, t.case.codec)
         for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
@@ -225,12 +238,12 @@ def _check_reconstruct(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
             yield _Finding(share, 0.0, _where(t, where))
 
 
-def _check_columns(device: KernelBackend, t: Trial) -> Iterator[_Finding]:
+def _check_columns(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
     """Bit for bit: a chunk that reaches into the next page, behind every row."""
     for row, start in enumerate(t.starts):
         plan, new = _chunk(t, row)
         arguments = (t.codes, row, plan, t.rings, new, t.case.codec, t.case.window)
-        results = device.vq_columns(*arguments)
+        results = backend.device.vq_columns(*arguments)
         with mx.stream(mx.cpu):
             wanted = _REFERENCE.vq_columns(*arguments)
         for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
@@ -255,24 +268,46 @@ def _chunk(t: Trial, row: int) -> tuple[ColumnPlan, NewVectors]:
     return plan, NewVectors(exact(keys), exact(values), first, plain(keys), plain(values))
 
 
+def _call_append(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    arguments = (t.keys, t.values, t.starts, t.lengths, t.rings, t.case.codec, t.case.window)
+    return lambda: backend.device.vq_append(*arguments).ring_keys
+
+
+def _call_encode(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    return lambda: backend.device.vq_encode(t.rings.ring_keys[0][:, :PAGE_SIZE], t.case.codec.keys)
+
+
+def _call_reconstruct(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    return lambda: backend.device.vq_reconstruct(t.codes, 0, 0, t.codes.num_pages[0], t.case.codec)
+
+
+def _call_columns(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    plan, new = _chunk(t, 0)
+    return lambda: backend.device.vq_columns(t.codes, 0, plan, t.rings, new, t.case.codec, t.case.window)
+
+
+def _call_portable(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    return lambda: backend.device.vq_attention(t.step)
+
+
+def _call_fast(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    attention = backend.fast or backend.device.vq_attention
+    return lambda: attention(t.step)
+
+
+_CHECKS = {
+    "vq_append": _KernelCheck(_check_append, _call_append, takes_new=True),
+    "vq_encode": _KernelCheck(_check_encode, _call_encode),
+    "vq_reconstruct": _KernelCheck(_check_reconstruct, _call_reconstruct),
+    "vq_columns": _KernelCheck(_check_columns, _call_columns),
+    "vq_attention": _KernelCheck(_check_portable, _call_portable, takes_new=True),
+    "vq_attention_mma": _KernelCheck(_check_fast, _call_fast, takes_new=True),
+}
+
+
 def _call_seconds(kernel: str, backend: CompositeBackend, case: Case) -> float:
     """Median seconds of a call on one row of the longest length, launch and wait included."""
-    device, codec, window = backend.device, case.codec, case.window
-    t = make_trial(replace(case, row_lens=case.row_lens[-1:]), 1)
-    chunk = _chunk(t, 0)
-
-    def call() -> object:
-        if kernel == "vq_append":
-            return device.vq_append(t.keys, t.values, t.starts, t.lengths, t.rings, codec, window).ring_keys
-        if kernel == "vq_encode":
-            return device.vq_encode(t.rings.ring_keys[0][:, :PAGE_SIZE], codec.keys)
-        if kernel == "vq_reconstruct":
-            return device.vq_reconstruct(t.codes, 0, 0, t.codes.num_pages[0], codec)
-        if kernel == "vq_columns":
-            return device.vq_columns(t.codes, 0, chunk[0], t.rings, chunk[1], codec, window)
-        attention = backend.fast if kernel == "vq_attention_mma" and backend.fast else device.vq_attention
-        return attention(t.step)
-
+    call = _CHECKS[kernel].call(backend, make_trial(replace(case, row_lens=case.row_lens[-1:]), 1))
     mx.eval(call())
     times = []
     for _ in range(_NUM_TIMED):

@@ -20,7 +20,8 @@ from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import MAX_DECODE_LEN, VQSpec, WindowSpec
 from quant_core.errors import ArtifactError
-from quant_core.proof.scenes import Case, random_layer_codec, standard_cases
+from quant_core.proof.random_codec import random_layer_codec
+from quant_core.proof.scenes import Case, standard_cases
 from quant_core.proof.selftest import KernelVerdict
 from quant_core.slices import run
 from server.config import ServerConfig, blas_environment, user_data_dir

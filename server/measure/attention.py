@@ -19,7 +19,8 @@ from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import KernelError
-from quant_core.proof.scenes import Case, random_layer_codec
+from quant_core.proof.random_codec import random_layer_codec
+from quant_core.proof.scenes import Case
 from quant_core.proof.selftest import prove
 from server.measure.clock import Chain, KernelTiming, copy_bandwidth, measure
 

@@ -19,7 +19,8 @@ from quant_core.cache.pool import Pool
 from quant_core.cache.row import Row
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec.spec import PAGE_SIZE
-from server.measure.random_model import BenchShape, random_codec
+from quant_core.proof.random_codec import random_codec
+from server.measure.random_model import BenchShape
 
 # A page fills in so many: each row is flushed once, in the warm-up too, which compiles what that needs.
 WARM_UP_STEPS = PAGE_SIZE
@@ -136,7 +137,11 @@ def _read(model: Any, caches: list[Any], tokens: mx.array, flush: Callable[[], o
 
 def _store(model: Any, shape: BenchShape, method: str, num_pages: int) -> PackedStore:
     _, key_bits, value_bits = method.split("-")
-    codec = random_codec(shape, int(key_bits), int(value_bits))
+    # Tables on a grid, as fitted ones are: speed depends on that and the geometry.
+    codec = random_codec(
+        shape.num_layers, shape.num_kv_heads, shape.head_dim, key_bits=int(key_bits), value_bits=int(value_bits),
+        rope_base=shape.rope_theta, on_grid=True,
+    )  # fmt: skip
     page_bytes = page_layout(codec).page_bytes
     per_slab = max(1, (16 << 20) // page_bytes)
     slabs = -(-num_pages // per_slab)

@@ -13,7 +13,8 @@ from quant_core.backends.choose import CompositeBackend, choose_backend
 from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from quant_core.errors import KernelError
-from quant_core.proof.scenes import Case, random_layer_codec
+from quant_core.proof.random_codec import random_layer_codec
+from quant_core.proof.scenes import Case
 from quant_core.proof.selftest import prove
 from server.measure.attention import HeadGeometry
 from server.measure.clock import Chain, measure

@@ -1,4 +1,4 @@
-"""A whole model of Llama-3.1-8B's shape with random 4-bit weights, made on the machine, and a random codec for it."""
+"""A whole model of Llama-3.1-8B's shape with random 4-bit weights, made on the machine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
-
-from quant_core.codec.codec import LayerCodec, ModelCodec, VectorCodec
-from quant_core.codec.rotary import Rotary
-from quant_core.codec.spec import VQSpec, WindowSpec
-from quant_core.codec.table_grid import snap
 
 
 @dataclass(frozen=True)
@@ -66,29 +60,3 @@ def random_model(shape: BenchShape, dtype: mx.Dtype = mx.float16, bits: int = 4)
     for _, array in tree_flatten(model.parameters()):
         mx.eval(array)
     return model
-
-
-def random_codec(shape: BenchShape, key_bits: int, value_bits: int) -> ModelCodec:
-    """A codec of random contents, its tables on a grid as fitted ones are: speed depends on that and the geometry."""
-    rng = np.random.default_rng(0)
-    dim = shape.head_dim
-    rotary = Rotary(dim, 1 / shape.rope_theta ** (np.arange(0, dim, 2) / dim), traditional=False)
-
-    def half(bits: int) -> VectorCodec:
-        spec = VQSpec.for_bits(dim, bits)
-        turn = np.linalg.qr(rng.standard_normal((shape.num_kv_heads, dim, dim)))[0]
-        return VectorCodec(
-            spec,
-            mx.array(rng.standard_normal((shape.num_kv_heads, dim)) * 0.1, mx.float32),
-            mx.array(turn, mx.float32),
-            mx.array(turn.swapaxes(-1, -2), mx.float32),
-            tuple(
-                mx.array(
-                    snap(rng.standard_normal((shape.num_kv_heads, s.num_codebooks, 256, s.subvec_dim))), mx.float16
-                )
-                for s in spec.sections
-            ),
-        )
-
-    layers = {i: LayerCodec(half(key_bits), half(value_bits), rotary) for i in range(shape.num_layers)}
-    return ModelCodec(f"random-{key_bits}-{value_bits}", layers, WindowSpec())

@@ -15,6 +15,7 @@ from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.metal import MetalBackend
 from quant_core.codec.spec import WindowSpec
+from quant_core.proof.random_codec import random_codec
 from quant_core.proof.scenes import Case, model_cases
 from quant_core.slices import Progress
 from server.config import ServerConfig
@@ -23,7 +24,6 @@ from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
 from server.engine.scheduler import Loaded
 from server.serving.startup import StartedModel, StoreMaker, check_device, start_up
-from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 from tests.msl_on_cpu import compiler, installed, last_results
 from tests.server.engine.harness import ask, wait_until

@@ -9,10 +9,11 @@ import numpy as np
 
 from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec
-from quant_core.codec.page_layout import LayerLayout, pack_block
+from quant_core.codec.page_layout import pack_block
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import VQSpec, WindowSpec
-from tests.helpers.random_codec import random_vector_codec
+from quant_core.proof.random_codec import random_vector_codec
+from quant_core.proof.scenes import random_pages, random_rings
 
 
 @dataclass(frozen=True)
@@ -76,41 +77,11 @@ def make_scene(g: Geometry, seed: int = 0) -> Scene:
     """A scene whose pool, ring and sinks hold random bytes everywhere, also where nobody may read."""
     rng = np.random.default_rng(seed)
     codec = make_codec(g, rng)
-    batch, heads = len(g.positions), g.num_kv_heads
-    layer = LayerLayout(64, heads, codec.keys.spec.code_bytes, codec.values.spec.code_bytes)
-    page_bytes = 64 + layer.nbytes + 128
-    num_pages = tuple(g.window.num_code_pages(p + g.query_len - 1) for p in g.positions)
-    total, per_slab = sum(num_pages) + 3, 3
-    order = rng.permutation(total)
-    table = np.zeros((batch, max(1, *num_pages)), np.int32)
-    at = 0
-    for b, count in enumerate(num_pages):
-        table[b, :count] = order[at : at + count]
-        at += count
-    pool = rng.integers(0, 256, (-(-total // per_slab), per_slab * page_bytes + 64), np.uint8)
-    codes = PagedCodes(mx.array(pool), mx.array(table), num_pages, layer, per_slab, page_bytes)
-
-    rings = _make_rings(g, rng)
-    shape = (batch, heads * g.gqa_factor, g.query_len, g.head_dim)
+    codes = random_pages(codec, tuple(g.window.num_code_pages(p + g.query_len - 1) for p in g.positions), rng)
+    rings = random_rings(codec, g.window, g.positions, g.query_len, rng)
+    shape = (len(g.positions), g.num_kv_heads * g.gqa_factor, g.query_len, g.head_dim)
     queries = mx.array(rng.standard_normal(shape) * g.spread, mx.float32).astype(g.dtype)
     return Scene(g, codec, rings, codes, queries)
-
-
-def _make_rings(g: Geometry, rng: np.random.Generator) -> RingArrays:
-    """Random exact vectors with planted outliers; slots without a live token hold the largest half."""
-
-    def exact(slots: int, is_ring: bool) -> mx.array:
-        x = rng.standard_normal((len(g.positions), g.num_kv_heads, slots, g.head_dim))
-        x[..., : slots // 7 + 1, 5] *= 9
-        for row, position in enumerate(g.positions):
-            end = position + g.query_len
-            live = np.arange(max(0, end - slots) if is_ring else 0, end if is_ring else min(end, slots))
-            dead = np.setdiff1d(np.arange(slots), live % slots if slots else live)
-            x[row, :, dead] = 65504.0
-        return mx.array(x, mx.float16)
-
-    slots, sinks = g.window.ring_slots, g.window.num_sink_tokens
-    return RingArrays(exact(slots, True), exact(slots, True), exact(sinks, False), exact(sinks, False))
 
 
 def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.array) -> PagedCodes:

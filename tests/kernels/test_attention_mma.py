@@ -17,7 +17,8 @@ from quant_core.backends.tensor_core import HALF, INT8, AttentionMma, Variant, p
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import VQSpec, WindowSpec
 from quant_core.proof import scenes as trial
-from quant_core.proof.scenes import Case, make_trial, random_layer_codec
+from quant_core.proof.random_codec import random_layer_codec
+from quant_core.proof.scenes import Case, make_trial
 from quant_core.proof.selftest import prove
 from tests.kernels.cuda_on_cpu import CpuAttentionMma
 from tests.msl_on_cpu import compiler

@@ -11,7 +11,7 @@ import pytest
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
-from tests.helpers.random_codec import random_vector_codec
+from quant_core.proof.random_codec import random_vector_codec
 from tests.kernels.checks import (
     check_append,
     check_attention,

@@ -25,9 +25,9 @@ from quant_core.backends.metal import MetalBackend
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
 from quant_core.codec.arrays import NewVectors
 from quant_core.codec.spec import VQSpec
+from quant_core.proof.random_codec import random_vector_codec
 from quant_core.proof.scenes import make_trial, standard_cases
 from quant_core.veloxquant.codebook import subspace_spec
-from tests.helpers.random_codec import random_vector_codec
 from tests.kernels.checks import variant
 from tests.kernels.scene import make_scene
 from tests.msl_on_cpu.kernel import capture

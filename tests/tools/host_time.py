@@ -21,7 +21,7 @@ from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.tensor_core import AttentionMma
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.vq_cache import BatchVQCache
-from tests.helpers.random_codec import random_codec
+from quant_core.proof.random_codec import random_codec
 
 NUM_LAYERS, KV_HEADS, QUERY_HEADS, HEAD_DIM = 32, 8, 32, 128
 STEPS, WARM_UP = 400, 3

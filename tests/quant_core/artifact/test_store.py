@@ -18,7 +18,7 @@ from quant_core.artifact.manifest import content_id, layer_arrays
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.codec.codec import ModelCodec
 from quant_core.errors import ArtifactError
-from tests.helpers.random_codec import random_codec
+from quant_core.proof.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model
 
 
@@ -187,7 +187,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from quant_core.artifact.store import ArtifactStore
-from tests.helpers.random_codec import random_codec
+from quant_core.proof.random_codec import random_codec
 store = ArtifactStore(Path(sys.argv[1]))
 print("ready", flush=True)
 for seed in range(10_000):

@@ -16,7 +16,7 @@ from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.rings import append_exact
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
-from tests.helpers.random_codec import random_codec
+from quant_core.proof.random_codec import random_codec
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 

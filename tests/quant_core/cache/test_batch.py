@@ -21,7 +21,7 @@ from quant_core.cache.row_file import load_row, save_row
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import ArtifactError, KernelError, PoolError, PoolFullError
-from tests.helpers.random_codec import random_codec
+from quant_core.proof.random_codec import random_codec
 
 NUM_TOKENS = 100
 NEAR_TIE = 0.3

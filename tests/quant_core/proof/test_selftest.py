@@ -13,9 +13,9 @@ from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import DecodeStep, RingArrays
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
+from quant_core.proof.random_codec import random_codec
 from quant_core.proof.scenes import Case, make_trial, model_cases, standard_cases
 from quant_core.proof.selftest import KernelVerdict, device_kernels, prove
-from tests.helpers.random_codec import random_codec
 
 WINDOW = WindowSpec(window=16, num_sink_tokens=4, bucket_len=PAGE_SIZE)
 CODEC = random_codec(2, 2, 64, window=WINDOW)

@@ -11,9 +11,9 @@ from quant_core.backends.metal import MetalBackend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.spec import VQSpec
 from quant_core.errors import ShapeError
+from quant_core.proof.random_codec import random_vector_codec
 from quant_core.veloxquant import compute_query_lut, vecinfer_encode_decode_metal, vecinfer_quantize_metal
 from quant_core.veloxquant.codebook import subspace_spec
-from tests.helpers.random_codec import random_vector_codec
 from tests.msl_on_cpu import last_results
 
 CASES = [

@@ -11,6 +11,7 @@ import pytest
 
 from quant_core.codec.spec import VQSpec
 from quant_core.errors import ArtifactError, CodecError, ShapeError, SpecError
+from quant_core.proof.random_codec import random_vector_codec
 from quant_core.veloxquant import (
     KVCacheBuilder,
     KVCacheConfig,
@@ -23,7 +24,6 @@ from quant_core.veloxquant import (
     vecinfer_quantize_metal,
 )
 from quant_core.veloxquant.codebook import subspace_spec
-from tests.helpers.random_codec import random_vector_codec
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
 
 TEXTS = [Path(__file__).read_text()]

@@ -18,6 +18,7 @@ from quant_core.backends.choose import CompositeBackend, choose_backend
 from quant_core.backends.reference import ReferenceBackend
 from quant_core.errors import KernelError
 from quant_core.proof import scenes
+from quant_core.proof.random_codec import random_codec
 from quant_core.proof.scenes import Case
 from quant_core.slices import run
 from server import cli
@@ -26,7 +27,6 @@ from server.doctor import proof as doctor
 from server.doctor import report as examination
 from server.doctor.proof import proven_backend, verdict_for
 from server.doctor.verdict_book import VerdictBook
-from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 
 

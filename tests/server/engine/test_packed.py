@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.proof.random_codec import random_codec
 from server.engine.batch import Batch
 from server.engine.loop import EngineLoop
 from server.engine.request import FinishEvent, SamplingParams, TokenEvent
 from server.errors import ServerError
-from tests.helpers.random_codec import random_codec
 from tests.server.engine.harness import ask, prompt, read, request, serving, wait_until
 
 

@@ -13,12 +13,12 @@ from quant_core.cache.packed_store import page_layout, ring_bytes
 from quant_core.cache.plain_store import PlainStore
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from quant_core.errors import SpecError
+from quant_core.proof.random_codec import random_codec
 from server import cli
 from server.errors import ModelError
 from server.memory import estimate as planning
 from server.memory.chips import CHIPS
 from server.model.loader import read_config
-from tests.helpers.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model, tiny_config, write_tiny_model
 
 
