@@ -94,6 +94,9 @@ class HTTPConfig(_Section):
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
     reasoning_field: Literal["both", "reasoning_content", "reasoning"] = "both"
     request_templates: bool = False
+    store_responses: bool = False
+    max_stored_responses: PositiveInt = 1000
+    max_stored_bytes: PositiveInt = 100_000_000
 
 
 class LogConfig(_Section):

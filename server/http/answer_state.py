@@ -29,10 +29,11 @@ TokenLogprobs = Sequence[tuple[TokenLogprob, ...]]
 
 @dataclass(eq=False)
 class TextItem:
-    """A run of text of one kind."""
+    """A run of text of one kind; `logprobs` of the tokens that came with it, of content only."""
 
     kind: Literal["content", "reasoning"]
     parts: list[str] = field(default_factory=list)
+    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -163,8 +164,10 @@ class AnswerState:
         offset = choice.num_chars
         choice.num_tokens += event.num_tokens
         choice.logprobs.extend(event.logprobs)
-        for delta in event.deltas:
-            choice.add(delta)
+        items = [choice.add(delta) for delta in event.deltas] or choice.items[-1:]
+        text = next((item for item in items if isinstance(item, TextItem) and item.kind == "content"), None)
+        if text is not None:
+            text.logprobs.extend(event.logprobs)
         return NewOutput(choice, event.deltas, event.logprobs, offset)
 
     def add_finish(self, prompt_index: int, event: FinishEvent) -> ChoiceState:

@@ -16,13 +16,14 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from server.calibration.queue import CalibrationQueue
-from server.config import AccessKeys, HTTPConfig, ServerConfig
+from server.config import AccessKeys, HTTPConfig, ServerConfig, user_data_dir
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key
 from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
 from server.http.openapi import describe
+from server.http.response_store import STORE_FILE, ResponseStore
 from server.http.routes import (
     admin,
     chat,
@@ -97,6 +98,7 @@ def create_app(
         metrics=Metrics(engine),
         prompts=PromptBuilder(lambda: engine.tokenizer),
         calibration=calibration,
+        response_store=_response_store(config),
     )
 
     @asynccontextmanager
@@ -109,6 +111,8 @@ def create_app(
             if calibration is not None:
                 await calibration.stop()
             context.prompts.close()
+            if context.response_store is not None:
+                context.response_store.close()
 
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.context = context
@@ -118,6 +122,13 @@ def create_app(
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
     return app
+
+
+def _response_store(config: ServerConfig) -> ResponseStore | None:
+    http = config.http
+    if not http.store_responses:
+        return None
+    return ResponseStore(user_data_dir(config) / STORE_FILE, http.max_stored_responses, http.max_stored_bytes)
 
 
 def _add_routes(app: FastAPI, keys: AccessKeys, config: HTTPConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 
@@ -13,6 +14,7 @@ from server.config import AccessKeys, ServerConfig
 from server.engine.interface import Engine
 from server.errors import NotFoundError, NotReadyError
 from server.http.metrics import Metrics
+from server.http.response_store import ResponseStore, RunningResponse
 from server.model.prompts import PromptBuilder
 
 RETRY_WHEN_LOADING_S = 5
@@ -20,7 +22,13 @@ RETRY_WHEN_LOADING_S = 5
 
 @dataclass(frozen=True)
 class AppContext:
-    """The parts behind the HTTP routes; `calibration` is None when the server keeps no artifacts (fp16)."""
+    """The parts behind the HTTP routes.
+
+    Attributes:
+        calibration: None when the server keeps no artifacts (fp16).
+        response_store: None when responses are not kept.
+        running_responses: by id; each is there as long as its answer is being written.
+    """
 
     config: ServerConfig
     engine: Engine
@@ -28,6 +36,8 @@ class AppContext:
     metrics: Metrics
     prompts: PromptBuilder
     calibration: CalibrationQueue | None = None
+    response_store: ResponseStore | None = None
+    running_responses: WeakValueDictionary[str, RunningResponse] = field(default_factory=WeakValueDictionary)
     started_at: float = field(default_factory=time.time)
 
     @property

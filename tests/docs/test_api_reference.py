@@ -21,7 +21,8 @@ from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.generation import StreamOptions
 from server.http.schemas.messages import MessagesBody, ThinkingField, ToolChoiceField
-from server.http.schemas.responses import ResponseBody
+from server.http.schemas.response_items import InputItem
+from server.http.schemas.responses import ReasoningField, ResponseBody, TextField
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.test_embeddings import FakeEmbedder
@@ -68,6 +69,9 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
         CompletionBody,
         EmbeddingBody,
         ResponseBody,
+        InputItem,
+        ReasoningField,
+        TextField,
         TokenizeBody,
         DetokenizeBody,
         CalibrationBody,

@@ -2,153 +2,160 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from server.engine.request import SamplingParams
 from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec, ResponseFormat
 from server.http.schemas.base import RequestBody, clip, note_ignored, refused
 from server.http.schemas.chat import MAX_MESSAGES, Choice
-from server.http.schemas.chat_message import content_text
-from server.http.schemas.generation import MAX_LOGPROBS, MAX_TEMPERATURE, MIN_TOP_P, MaxTokens
+from server.http.schemas.generation import (
+    MAX_LOGPROBS,
+    MAX_TEMPERATURE,
+    MAX_TOKENS_LIMIT,
+    MIN_TOP_P,
+    MaxTokens,
+    Stops,
+)
+from server.http.schemas.response_items import InputItem, to_messages
+from server.http.schemas.response_tools import OfferedTool, read_flat_tools
 from server.http.schemas.structured import response_format
-from server.http.schemas.tools import MAX_TOOLS, check_choice, read_function
-from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
+from server.http.schemas.tools import check_choice
+from server.model.conversation import Conversation, Json, Thinking, ToolChoice
 
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 
 
-def read_input(value: Any) -> tuple[Json, ...]:
-    """Text, or items, as messages in OpenAI's chat form; items of one turn of the assistant become one message."""
+def _items(value: Any) -> Any:
+    """Text is one message of the user."""
     if isinstance(value, str):
-        return ({"role": "user", "content": value},)
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        raise refused(f"must be a text or a list of 1 to {MAX_MESSAGES} items")
-    messages: list[Json] = []
-    for i, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise refused("an item must be an object", f"[{i}]")
-        _add_item(messages, item, i)
-    return tuple(messages)
+        return [{"type": "message", "role": "user", "content": value}]
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise refused(f"at most {MAX_MESSAGES} items, got {len(value)}")
+    return value
 
 
-def _add_item(messages: list[Json], item: Json, i: int) -> None:
-    kind = item.get("type", "message")
-    if kind == "message":
-        role = ROLES.get(str(item.get("role")))
-        if role is None:
-            raise refused(f"'{clip(str(item.get('role')))}' is no role", f"[{i}].role")
-        content = content_text(item.get("content", ""))
-        if role == "assistant":
-            turn = _assistant(messages)
-            turn["content"] = (turn["content"] or "") + content
-        else:
-            messages.append({"role": role, "content": content})
-    elif kind == "function_call":
-        if not isinstance(item.get("name"), str) or not isinstance(item.get("call_id"), str):
-            raise refused("a function_call has name, call_id and arguments", f"[{i}]")
-        function = {"name": item["name"], "arguments": str(item.get("arguments") or "{}")}
-        call = {"id": item["call_id"], "type": "function", "function": function}
-        _assistant(messages).setdefault("tool_calls", []).append(call)
-    elif kind == "function_call_output":
-        if not isinstance(item.get("call_id"), str):
-            raise refused("a function_call_output has a call_id", f"[{i}].call_id")
-        content = content_text(item.get("output") or "")
-        messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
-    elif kind == "reasoning":
-        parts = item.get("content") or item.get("summary") or []
-        texts = (part.get("text") for part in parts if isinstance(part, dict)) if isinstance(parts, list) else ()
-        text = "".join(t for t in texts if isinstance(t, str))
-        if text:
-            _assistant(messages)["reasoning_content"] = text
-    else:
-        note_ignored(f"input[{i}] ({clip(str(kind), 40)})")
+class TextField(RequestBody):
+    """The form of the answer's text; `verbosity` has no effect."""
+
+    silent: ClassVar[frozenset[str]] = frozenset({"stop"})
+
+    format: Json | None = None
+    verbosity: str | None = Field(None, max_length=32)
+
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, value: Json | None) -> Json | None:
+        if value is not None:
+            response_format(value)
+        return value
+
+    @property
+    def wanted(self) -> ResponseFormat | None:
+        """What the text is held to."""
+        made = response_format(self.format or {})
+        return None if made is None else replace(made, param="text.format")
 
 
-def _assistant(messages: list[Json]) -> Json:
-    """The assistant's message under way, a new one where another has spoken."""
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": None})
-    return messages[-1]
+class ReasoningField(RequestBody):
+    """What is asked of the model's thinking; with `summary` it is told as a summary too, in full."""
 
+    silent: ClassVar[frozenset[str]] = frozenset({"context", "mode"})
+    aliases: ClassVar[dict[str, str]] = {"generate_summary": "summary"}
 
-def read_flat_tools(value: Any) -> tuple[ToolSpec, ...]:
-    """Function tools, also inside a namespace; others are ignored and noted."""
-    if not isinstance(value, list) or len(value) > MAX_TOOLS:
-        raise refused(f"must be a list of at most {MAX_TOOLS} tools")
-    tools: dict[str, ToolSpec] = {}
-    for i, entry in enumerate(value):
-        if not isinstance(entry, dict):
-            raise refused("a tool must be an object", f"[{i}]")
-        kind = entry.get("type", "function")
-        inner = entry.get("tools") if kind == "namespace" else [entry] if kind == "function" else None
-        if not isinstance(inner, list):
-            note_ignored(f"tools[{i}] ({clip(str(kind), 40)})")
-            continue
-        for function in inner:
-            if isinstance(function, dict) and function.get("type", "function") == "function":
-                tool = read_function(function, f"[{i}]")
-                tools.setdefault(tool.name, tool)
-    return tuple(tools.values())
+    effort: str | None = Field(None, max_length=32)
+    summary: str | None = Field(None, max_length=32)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS_LIMIT)
 
-
-def _text(value: Any) -> ResponseFormat | None:
-    if not isinstance(value, dict):
-        raise refused("must be an object")
-    return response_format(value["format"]) if value.get("format") else None
-
-
-def _reasoning(value: Any) -> Thinking:
-    if not isinstance(value, dict):
-        raise refused("must be an object")
-    effort, budget = value.get("effort"), value.get("max_tokens")
-    enabled = False if effort == "none" else None
-    effort = effort if isinstance(effort, str) and effort != "none" else None
-    return Thinking(enabled, effort, budget if type(budget) is int and budget >= 0 else None)
-
-
-OBJECT = WithJsonSchema({"type": "object"})
+    @property
+    def thinking(self) -> Thinking:
+        """The same for any API."""
+        off = self.effort == "none"
+        return Thinking(False if off else None, None if off else self.effort, self.max_tokens)
 
 
 class ResponseBody(RequestBody):
-    """What is to be answered. A response is not kept: `store` has no effect, `previous_response_id` is refused."""
+    """What is to be answered."""
 
     silent: ClassVar[frozenset[str]] = frozenset(
         {
-            "include", "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
-            "store", "stream_options", "truncation", "user", "client_metadata", "max_tool_calls", "context_management",
+            "client_metadata", "context_management", "prompt_cache_options", "prompt_cache_retention", "stream_options",
+            "access_programs", "background_options", "image", "moderation",
         }
     )  # fmt: skip
     unsupported: ClassVar[dict[str, str]] = {
-        "previous_response_id": "this server keeps no responses; send the conversation as input items",
         "conversation": "this server keeps no conversations; send the conversation as input items",
         "prompt": "this server keeps no prompt templates; send instructions and input",
     }
 
     input: Annotated[
-        tuple[Json, ...],
-        BeforeValidator(read_input),
+        list[InputItem],
+        BeforeValidator(_items),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
-    ]
+    ] = Field(default_factory=list)
     model: str | None = None
     instructions: str | None = None
     stream: bool = False
     background: bool = False
+    include: list[str] = Field(default_factory=list, max_length=64)
+    store: bool = True
+    previous_response_id: str | None = Field(None, max_length=256)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, le=MAX_TOKENS_LIMIT)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Stops = ()
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     max_output_tokens: MaxTokens | None = None
+    max_tool_calls: int | None = Field(None, ge=0, le=MAX_TOKENS_LIMIT)
     tools: Annotated[
-        tuple[ToolSpec, ...],
+        tuple[OfferedTool, ...],
         BeforeValidator(read_flat_tools),
         WithJsonSchema({"type": "array", "items": {"type": "object"}}),
     ] = ()
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
-    text: Annotated[ResponseFormat | None, BeforeValidator(_text), OBJECT] = None
-    reasoning: Annotated[Thinking, BeforeValidator(_reasoning), OBJECT] = Thinking()
+    text: TextField = TextField.model_validate({})
+    reasoning: ReasoningField = ReasoningField.model_validate({})
+    chat_template_kwargs: Json = Field(default_factory=dict)
+    truncation: Literal["auto", "disabled"] = "disabled"
+    service_tier: str | None = Field(None, max_length=64)
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @field_validator("include")
+    @classmethod
+    def _note_others(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in (LOGPROBS, ENCRYPTED):
+                note_ignored(f"include ({clip(name, 40)})")
+        return value
+
+    @field_validator("truncation")
+    @classmethod
+    def _note_truncation(cls, value: str) -> str:
+        if value == "auto":
+            note_ignored("truncation (auto)")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to each token; None: no log-probabilities at all."""
+        return self.top_logprobs or 0 if self.top_logprobs is not None or LOGPROBS in self.include else None
+
+    @property
+    def choice(self) -> ToolChoice:
+        """Whether tools may or must be called."""
+        return self.tool_choice or ToolChoice()
 
     def check(self) -> None:
         """Rules across fields.
@@ -156,40 +163,58 @@ class ResponseBody(RequestBody):
         Raises:
             BadRequestError: naming the parameter.
         """
+        if not self.input and not self.instructions and self.previous_response_id is None:
+            raise BadRequestError("'input' is required", param="input", code="missing_required_parameter")
         if self.background:
-            raise BadRequestError("background: this server keeps no responses", param="background")
+            message = "background: this server answers while the caller waits; leave it out, or stream"
+            raise BadRequestError(message, param="background")
         if self.max_output_tokens == 0:
             raise BadRequestError("max_output_tokens: must be at least 1", param="max_output_tokens")
-        wrong = check_choice(self.tools, self.tool_choice or ToolChoice())
+        wrong = check_choice(tuple(tool.spec for tool in self.tools), self.choice)
         if wrong is not None:
             raise BadRequestError(f"tool_choice: {wrong}", param="tool_choice", code="invalid_value")
 
-    def spec(self) -> GenerationSpec:
-        """What is asked for, whatever API it came by."""
+    def spec(self, items: Sequence[InputItem]) -> GenerationSpec:
+        """What is asked for, whatever API it came by.
+
+        Args:
+            items: those of earlier responses and of this request, references resolved.
+        """
         limit = self.max_output_tokens
         return GenerationSpec(
-            prompts=self.conversation(),
+            prompts=self.conversation(items),
             sampling=SamplingParams(
                 temperature=min(self.temperature, MAX_TEMPERATURE),
                 top_p=max(self.top_p, MIN_TOP_P),
-                num_logprobs=self.top_logprobs,
+                top_k=max(0, self.top_k),
+                min_p=self.min_p,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                seed=None if self.seed is None else self.seed % 2**63,
+                num_logprobs=self.num_logprobs,
             ),
             model=self.model,
             stream=self.stream,
             max_tokens=None if limit == -1 else limit,
-            response_format=self.text,
+            stop=self.stop,
+            response_format=self.text.wanted,
         )
 
-    def conversation(self) -> Conversation:
+    def conversation(self, items: Sequence[InputItem]) -> Conversation:
         """Instructions and leading system messages as one, then the items."""
-        first = next((i for i, m in enumerate(self.input) if m["role"] != "system"), len(self.input))
-        system = [text for text in (self.instructions, *(m["content"] for m in self.input[:first])) if text]
+        flat_names = {(tool.namespace, tool.name): tool.spec.name for tool in self.tools}
+        messages = to_messages(items, flat_names)
+        first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+        system = [text for text in (self.instructions, *(m["content"] for m in messages[:first])) if text]
         head = ({"role": "system", "content": "\n\n".join(system)},) if system else ()
+        if not head and first == len(messages):
+            raise BadRequestError("input: no item of it says anything", param="input")
         return Conversation(
-            messages=(*head, *self.input[first:]),
-            tools=self.tools,
-            tool_choice=self.tool_choice or ToolChoice(),
+            messages=(*head, *messages[first:]),
+            tools=tuple(tool.spec for tool in self.tools),
+            tool_choice=self.choice,
             parallel_tool_calls=self.parallel_tool_calls,
-            thinking=self.reasoning,
+            thinking=self.reasoning.thinking,
+            template_kwargs=self.chat_template_kwargs,
             param="input",
         )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.config import ServerConfig
+from server.config import HTTPConfig, ServerConfig
 from server.http.app import create_app
 from server.http.schemas.calibration import CalibrationBody
 from server.http.schemas.chat import ChatBody
@@ -76,6 +76,11 @@ plausible = st.sampled_from(
         [{"name": "a", "input_schema": {"type": "object"}}],
         {"type": "any"},
         {"type": "adaptive"},
+        [{"type": "reasoning", "summary": [], "encrypted_content": "vecinfer-text:x"}, *USER],
+        [{"type": "function_call", "call_id": "a", "name": "b"}, {"type": "function_call_output", "call_id": "a"}],
+        [{"type": "namespace", "name": "n", "tools": [{"name": "a"}]}],
+        {"effort": "low", "summary": "auto"},
+        {"format": {"type": "json_object"}},
     ]
 )
 
@@ -94,12 +99,14 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="module")
-def client(runner: asyncio.Runner) -> Iterator[httpx.AsyncClient]:
+def client(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.AsyncClient]:
     engine = FakeEngine(Script(pieces=("a", "b")), embedder=FakeEmbedder())
     procedure = Procedure()
     procedure.gate.set()
     service = calibration_queue(engine, FakeArtifacts(), procedure)
-    app = create_app(ServerConfig(), engine, calibration=service)
+    http = HTTPConfig(store_responses=True, max_stored_responses=20)
+    config = ServerConfig(http=http, data_dir=tmp_path_factory.mktemp("data"))
+    app = create_app(config, engine, calibration=service)
     lifespan = app.router.lifespan_context(app)
     runner.run(lifespan.__aenter__())
     yield httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
@@ -136,7 +143,7 @@ def test_any_bytes(runner: asyncio.Runner, client: httpx.AsyncClient, route: str
 
 @settings(quick, max_examples=60)
 @given(
-    prefix=st.sampled_from(["/v1/models/", "/admin/calibrations/", "/admin/artifacts/", "/"]),
+    prefix=st.sampled_from(["/v1/models/", "/v1/responses/", "/admin/calibrations/", "/admin/artifacts/", "/"]),
     name=st.text(max_size=12),
     method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "PATCH"]),
 )

@@ -24,11 +24,11 @@ def send(port: int, body: dict[str, object], path: str = "/v1/chat/completions")
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("phase", ["prompt", "text"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 def test_hang_up_aborts_the_request(engine: FakeEngine, path: str, stream: bool, phase: str) -> None:
     setattr(engine.script, "prompt_delay_s" if phase == "prompt" else "token_delay_s", 60.0)
     with serve(engine) as port:
-        connection = send(port, {"messages": USER, "stream": stream, "max_tokens": 50}, path)
+        connection = send(port, {"messages": USER, "input": "Hi", "stream": stream, "max_tokens": 50}, path)
         eventually(lambda: len(engine.submitted) == 1, "the request arrives")
         assert engine.aborted == {}
         connection.close()
