@@ -53,7 +53,7 @@ def served(kind: str, folder: Path, demo: Path) -> Iterator[Served]:
         # The scripted model's keys are token ids, which only an exact cache gives back.
         "kv_cache": {"method": "vecinfer" if kind == "demo" else "fp16"},
         "engine": {"max_num_seqs": 8, **({} if kind == "demo" else {"prefill_tokens_per_step": 4096})},
-        "http": {"port": port},
+        "http": {"port": port, "store_responses": True},
     }
     if kind == "demo":
         settings["calibration"] = {"num_samples": 4, "sample_len": 256}

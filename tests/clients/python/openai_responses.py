@@ -183,7 +183,7 @@ def fields_of_codex():
         text={"verbosity": "low"},
         extra_body={"client_metadata": {"a": "b"}},
     )
-    assert answer.output_text == SENTENCE
+    assert answer.output_text == SENTENCE, answer.model_dump_json()
 
 
 @check

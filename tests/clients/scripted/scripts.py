@@ -152,7 +152,7 @@ def capital(conversation: Conversation, found: re.Match[str]) -> str:
     fields = re.findall(r"\[\[ ## (\w+) ## \]\]", conversation.user.rpartition("Respond with")[2])
     if fields:  # DSPy's own markers
         return "\n\n".join(f"[[ ## {f} ## ]]\n{'' if f == 'completed' else 'Paris'}" for f in fields)
-    if "JSON object" in conversation.text:  # DSPy's adapter for JSON
+    if "Respond with a JSON object" in conversation.text:  # DSPy's adapter for JSON
         return json.dumps({"answer": "Paris"})
     return finish(conversation, "The capital of France is Paris.", answer="Paris")
 
