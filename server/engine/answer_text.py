@@ -75,7 +75,7 @@ class PlainText:
     """The parser of a request that names no output format: all text is content."""
 
     state: OutputState = "content"
-    num_calls = 0
+    num_calls = num_unparsed = 0
 
     def __init__(self) -> None:
         self.num_consumed = 0
@@ -134,6 +134,11 @@ class AnswerText:
         self._made_only_call = False
         self._num_chars = 0
         self._held: list[_HeldLogprobs] = []
+
+    @property
+    def num_unparsed(self) -> int:
+        """What looked like tool calls and was told as text, whole or in part."""
+        return self._parser.num_unparsed
 
     @property
     def stop_sequence(self) -> str | None:

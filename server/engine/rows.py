@@ -31,6 +31,7 @@ class RunningRequest:
         choices_left: choices that have not ended.
         seed: of the first choice; the others follow it.
         started_s: the step's clock when it was admitted.
+        num_unparsed: what looked like tool calls and was told as text, in the choices that ended.
     """
 
     ticket: Ticket
@@ -41,6 +42,7 @@ class RunningRequest:
     choices_left: int
     seed: int
     started_s: float
+    num_unparsed: int = 0
 
     @classmethod
     def start(cls, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
@@ -72,6 +74,7 @@ class RunningRequest:
     def finish(self, text: AnswerText, reason: FinishReason) -> None:
         """One choice ended; with the last one the request did."""
         self.choices_left -= 1
+        self.num_unparsed += text.num_unparsed
         is_last = self.choices_left == 0
         self.put(
             FinishEvent(

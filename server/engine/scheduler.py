@@ -233,6 +233,9 @@ class Scheduler:
 
     def _ended(self, running: RunningRequest, error: ErrorEvent | None) -> None:
         self._counters.add("finished_requests" if error is None else "failed_requests")
+        if running.num_unparsed:
+            self._counters.add("unparsed_tool_calls", running.num_unparsed)
+            log.info("%s: %d tool calls were told as text", running.request.request_id, running.num_unparsed)
         self._waiting.served(self._given.now_s - running.started_s)
         self._end(running.ticket, error)
 

@@ -98,7 +98,7 @@ def _grammar(
             return _compiled(engine, _answer_grammar(wanted, starts), wanted.param)
         schema = json.loads(wanted.value) if wanted.value else {"type": "object"}
         either = grammars.tool_calls(
-            schemas, call_format, starts=starts, parallel=parallel, strict=wanted.strict, or_schema=schema
+            schemas, call_format, starts=starts, parallel=parallel, strict=True, or_schema=schema
         )
         return _compiled(engine, either, wanted.param)
     if not tools or form.call_format is None or not call_format.trigger:
@@ -128,7 +128,8 @@ def _answer_grammar(wanted: ResponseFormat, starts: Starts) -> GrammarSpec:
     if wanted.kind == "json_object":
         return grammars.json_object(starts=starts)
     if wanted.kind == "json_schema":
-        return grammars.json_schema(json.loads(wanted.value), strict=wanted.strict, starts=starts)
+        # Also where the request is not strict: an answer that ends by itself validates, or is refused beforehand.
+        return grammars.json_schema(json.loads(wanted.value), starts=starts)
     if wanted.kind == "choice":
         return grammars.choice(json.loads(wanted.value), starts=starts)
     if wanted.kind == "regex":

@@ -121,6 +121,16 @@ def _machine(markers: tuple[str, ...]) -> TextStateMachine:
     return TextStateMachine({"text": [(m, m) for m in markers], **{m: [] for m in markers}})
 
 
+def check_format_name(name: str | None) -> None:
+    """Refuse a name that is no format's; None leaves the choice to the model's template.
+
+    Raises:
+        ConfigError: the message lists those that are.
+    """
+    if name is not None and name not in SYNTAX_NAMES:
+        raise ConfigError(f"model.tool_parser: unknown format {name!r}; known: {', '.join(SYNTAX_NAMES)}")
+
+
 def detect_format(tokenizer: Any, override: str | None = None) -> OutputFormat:
     """The format of a model.
 
@@ -131,8 +141,7 @@ def detect_format(tokenizer: Any, override: str | None = None) -> OutputFormat:
     Raises:
         ConfigError: there is no such format; the message lists those that are.
     """
-    if override is not None and override not in SYNTAX_NAMES:
-        raise ConfigError(f"model.tool_parser: unknown format {override!r}; known: {', '.join(SYNTAX_NAMES)}")
+    check_format_name(override)
     name = override or _infer(tokenizer)
     start, end = (None, None) if name == "harmony" else _thinking(tokenizer)
     found = OutputFormat(name or "hermes", start, end, tuple(_infer_structural_markers(tokenizer)))

@@ -25,6 +25,10 @@ class TextParser(Protocol):
     def num_consumed(self) -> int:
         """Characters that led to deltas or were left out; the rest is held back."""
 
+    @property
+    def num_unparsed(self) -> int:
+        """What looked like calls and was told as text, whole or in part."""
+
     def push(self, text: str) -> Sequence[Delta]:
         """Take more text; what is certain now."""
 

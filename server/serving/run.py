@@ -18,7 +18,7 @@ from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.http.app import create_app, http_server
 from server.model.wheel import Report
-from server.serving.startup import StartedModel, check_device, start_up
+from server.serving.startup import StartedModel, check_settings, start_up
 from server.terminal.log import setup_logging
 from server.terminal.progress import report_progress
 
@@ -32,7 +32,7 @@ def run(config: ServerConfig) -> None:
         ConfigError: keys, log file or back end are not as configured; nothing was started.
     """
     setup_logging(config.log)
-    check_device(config)
+    check_settings(config)
     keys = load_keys(config)
     artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
     console = Console(stderr=True, soft_wrap=True)

@@ -29,6 +29,7 @@ from server.memory.budget import SequenceCost, kv_budget, model_bytes
 from server.model.embedder import Embedder
 from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
+from server.output.format import check_format_name
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +156,14 @@ def _plain_store(config: ServerConfig, loaded: LoadedModel, context_len: int) ->
     return PlainStore(loaded.model, budget, config.engine.max_num_seqs, config.kv_cache.snapshot_fraction)
 
 
-def check_device(config: ServerConfig) -> None:
-    """Refuse a back end that is not here, before anything is loaded.
+def check_settings(config: ServerConfig) -> None:
+    """Refuse what cannot be had, before anything is loaded.
 
     Raises:
-        ConfigError: MLX lacks the configured GPU.
+        ConfigError: MLX lacks the configured GPU, the tool format is unknown, the chat template cannot be read.
     """
+    check_format_name(config.model.tool_parser)
+    chat_template(config)
     available = {"metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
     if not available.get(config.kv_cache.backend, True):
         raise ConfigError(f"kv_cache.backend is {config.kv_cache.backend}, but MLX has no such device here; use auto")

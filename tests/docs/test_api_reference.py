@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.config import ServerConfig
+from server.grammar.compile import GrammarCompiler
 from server.http.app import create_app
 from server.http.schemas.base import RequestBody
 from server.http.schemas.calibration import CalibrationBody
@@ -25,6 +26,7 @@ from server.http.schemas.response_items import InputItem
 from server.http.schemas.responses import ReasoningField, ResponseBody, TextField
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.tiny_models import VOCAB_SIZE, tiny_tokenizer
 from tests.server.http.test_embeddings import FakeEmbedder
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +35,11 @@ CURLS = re.findall(r"^curl .*?127\.0\.0\.1:8080(\S+) -d '(.*)'$", REFERENCE, re.
 
 
 @pytest.fixture
-def app() -> Iterator[FastAPI]:
+def app(tmp_path: Path) -> Iterator[FastAPI]:
     engine = FakeEngine(embedder=FakeEmbedder())
+    # The fake tokenizer cannot guide answers.
+    tokenizer = tiny_tokenizer(tmp_path)
+    engine.grammars = GrammarCompiler(tokenizer, VOCAB_SIZE, tokenizer.eos_token_ids)
     yield create_app(ServerConfig(), engine)
     engine.close()
 

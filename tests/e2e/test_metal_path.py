@@ -23,7 +23,7 @@ from server.doctor import proof as doctor
 from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
 from server.engine.scheduler import Loaded
-from server.serving.startup import StartedModel, StoreMaker, check_device, start_up
+from server.serving.startup import StartedModel, StoreMaker, check_settings, start_up
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 from tests.msl_on_cpu import compiler, installed, last_results
 from tests.server.engine.harness import ask, wait_until
@@ -51,7 +51,7 @@ def configuration(folder: Path, backend: str) -> ServerConfig:
 def answer(config: ServerConfig) -> tuple[list[tuple[TokenLogprob, ...]], StartedModel]:
     """Start the server's engine as `vecinfer serve` does and ask it one question; per token its log-probabilities."""
     assert config.data_dir is not None
-    check_device(config)
+    check_settings(config)
     artifacts, started, ends = ArtifactStore(config.data_dir / "artifacts"), list[StartedModel](), list[int]()
 
     def startup() -> Generator[Progress, None, Loaded]:

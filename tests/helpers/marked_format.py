@@ -36,7 +36,7 @@ class MarkedParser:
 
     def __init__(self, state: OutputState) -> None:
         self.state: OutputState = state
-        self.num_calls = self.num_consumed = 0
+        self.num_calls = self.num_consumed = self.num_unparsed = 0
         self._held = ""
 
     def push(self, text: str) -> list[Delta]:

@@ -14,6 +14,7 @@ from server.engine.answer_text import AnswerText, TokenResult
 from server.engine.detokenizer import Vocabulary
 from server.engine.request import SamplingParams
 from server.output.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart
+from server.output.format import OutputFormat
 from server.output.spec import OutputSpec
 from tests.helpers.marked_format import CALL, END, MarkedFormat
 from tests.server.engine.harness import prompt, request
@@ -21,6 +22,9 @@ from tests.server.engine.harness import prompt, request
 SPEC = OutputSpec(MarkedFormat())
 LOGPROBS = mx.log(mx.full((600,), 1 / 600))
 EOS = 2
+
+
+HERMES = OutputSpec(OutputFormat("hermes"), ("look",))
 
 
 class FedChoice:
@@ -165,3 +169,11 @@ def test_logprobs_are_never_ahead_of_their_text(tokenizer: Any, parts: list[str]
     told = "".join(r.event.text for r in choice.results)
     if choice.results and choice.reason is None:
         assert told.encode().startswith(choice.released)
+
+
+def test_a_call_that_cannot_be_read_is_told_as_text_and_counted(tokenizer: Any) -> None:
+    good = FedChoice(tokenizer, output=HERMES).say('<tool_call>{"name": "look", "arguments": {}}</tool_call>')
+    bad = FedChoice(tokenizer, output=HERMES).say('<tool_call>{"name": "fly", "arguments": {}}</tool_call>')
+    assert good.answer.num_unparsed == 0 and good.reason == "tool_calls"
+    assert bad.answer.num_unparsed == 1 and bad.reason == "stop"
+    assert "fly" in "".join(d.text for d in bad.deltas if isinstance(d, ContentDelta))

@@ -87,3 +87,12 @@ def test_markers_that_are_special_tokens_are_generated_as_tokens(compiler: Gramm
 def test_a_name_with_quotes_or_braces_stays_a_name(compiler: GrammarCompiler) -> None:
     spec = tool_calls([tool_schema('a"{name}\\', None)], CallFormat("[", "[{name}]", ""))
     assert refused_text(make_constraint(compiler, spec), compiler, '[a"{name}\\]{}') is None
+
+
+def test_calls_or_an_answer_of_a_schema_but_nothing_else(compiler: GrammarCompiler) -> None:
+    answer = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    spec = tool_calls(SCHEMAS, HERMES, or_schema=answer)
+    for text in (CALL, '{"ok": true'):
+        assert refused_text(make_constraint(compiler, spec), compiler, text) is None
+    assert refused_text(make_constraint(compiler, spec), compiler, "Well") == "W"
+    assert refused_text(make_constraint(compiler, spec), compiler, '{"no"') == "n"
