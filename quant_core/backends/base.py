@@ -41,9 +41,15 @@ class KernelBackend(Protocol):
         """`x~` of `num_pages` pages of one row from index `first_page` on: keys, values `[Hkv, P n, D]` float16."""
 
     def vq_columns(
-        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        self,
+        codes: PagedCodes,
+        row: int,
+        plan: ColumnPlan,
+        rings: RingArrays,
+        new: NewVectors,
+        codec: LayerCodec,
         window: WindowSpec,
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+    ) -> tuple[mx.array, mx.array]:
         """`k~, v~ [Hkv, P num_blocks, D]` float16 of one row, in the order of `plan`.
 
         The coded blocks hold positions 0 ... P num_coded - 1, the first S of them exact. The exact ones hold position

@@ -89,9 +89,15 @@ class DecodePlan:
 
 @lru_cache(maxsize=8)
 def plan_decode(
-    starts: tuple[int, ...], query_len: int, num_pages: tuple[int, ...], window: WindowSpec, num_queries: int,
-    groups_per_item: int, unit_step: int, target_groups: int,
-) -> DecodePlan:  # fmt: skip
+    starts: tuple[int, ...],
+    query_len: int,
+    num_pages: tuple[int, ...],
+    window: WindowSpec,
+    num_queries: int,
+    groups_per_item: int,
+    unit_step: int,
+    target_groups: int,
+) -> DecodePlan:
     """The plan for rows whose queries stand at `starts[b] ... + query_len - 1`.
 
     Args:

@@ -61,9 +61,15 @@ class DeviceBackend:
         return launch.reconstruct(self.kernel("vq_reconstruct"), codes, row, first_page, num_pages, codec)
 
     def vq_columns(
-        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        self,
+        codes: PagedCodes,
+        row: int,
+        plan: ColumnPlan,
+        rings: RingArrays,
+        new: NewVectors,
+        codec: LayerCodec,
         window: WindowSpec,
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+    ) -> tuple[mx.array, mx.array]:
         return launch.columns(self.kernel("vq_columns"), codes, row, plan, rings, new, codec, window)
 
     def vq_attention(self, step: DecodeStep) -> mx.array:

@@ -77,9 +77,15 @@ class ReferenceBackend:
         return _row_pages(codes, row, first_page, num_pages, codec)
 
     def vq_columns(
-        self, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors, codec: LayerCodec,
+        self,
+        codes: PagedCodes,
+        row: int,
+        plan: ColumnPlan,
+        rings: RingArrays,
+        new: NewVectors,
+        codec: LayerCodec,
         window: WindowSpec,
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+    ) -> tuple[mx.array, mx.array]:
         pooled = _row_pages(codes, row, 0, min(new.first_page, plan.num_coded), codec)
         left = max(0, plan.num_coded - new.first_page) * PAGE_SIZE
         older = rings.span(row, plan.begin, plan.start)

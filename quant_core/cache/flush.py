@@ -156,8 +156,9 @@ def _page_contents(due: Sequence[_DueRow], arena: Arena, backend: KernelBackend)
     contents: list[mx.array] = [mx.zeros((0,))] * len(due)
     groups = _grouped(due, indices)
     for group in groups.together:
-        parts = [_pages_together([due[i].layers[index] for i in group.members], group.slots, backend)
-                 for index in indices]  # fmt: skip
+        parts = [
+            _pages_together([due[i].layers[index] for i in group.members], group.slots, backend) for index in indices
+        ]
         for i, pages in zip(group.members, mx.concatenate(parts, axis=-1), strict=True):
             contents[i] = pages
     for i in groups.alone:

@@ -159,9 +159,15 @@ class PackedStore:
         table, layers = self.arena.table, self.codec.layers.values()
         fp16 = sum(2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in layers)
         return StoreUsage(
-            "vecinfer", self.backend.name, self.codec.nbytes, table.capacity, table.num_used, table.num_reserved,
-            self.plan.budget_bytes, fp16,
-        )  # fmt: skip
+            "vecinfer",
+            self.backend.name,
+            self.codec.nbytes,
+            table.capacity,
+            table.num_used,
+            table.num_reserved,
+            self.plan.budget_bytes,
+            fp16,
+        )
 
     def new_row(self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None) -> Caches:
         """Caches of a fresh row, or of one resumed at the snapshot."""

@@ -168,8 +168,16 @@ def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:
     One has tables off the grid, as k-means leaves them: the tensor-core kernel multiplies those as float16.
     """
 
-    def case(dim: int, heads: int, gqa: int, bits: tuple[int, int], rotary_dims: int, traditional: bool,
-             on_grid: bool = True, **extra: Any) -> Case:  # fmt: skip
+    def case(
+        dim: int,
+        heads: int,
+        gqa: int,
+        bits: tuple[int, int],
+        rotary_dims: int,
+        traditional: bool,
+        on_grid: bool = True,
+        **extra: Any,
+    ) -> Case:
         angles = 1e4 ** -(np.arange(0, rotary_dims, 2) / max(1, rotary_dims))
         rotary = Rotary(dim, angles, traditional) if rotary_dims else None
         specs = VQSpec.for_bits(dim, bits[0]), VQSpec.for_bits(dim, bits[1])

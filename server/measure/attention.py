@@ -95,13 +95,25 @@ def run(
         base = _measure(_float16(geometry, batch, context))
         full = 4 * batch * context * geometry.num_kv_heads * geometry.head_dim
 
-        def row(method: str, timing: KernelTiming, nbytes: float, shape: tuple[int, int] = (batch, context),
-                reference_us: float = base.kernel_us) -> AttentionRow:  # fmt: skip
+        def row(
+            method: str,
+            timing: KernelTiming,
+            nbytes: float,
+            shape: tuple[int, int] = (batch, context),
+            reference_us: float = base.kernel_us,
+        ) -> AttentionRow:
             rate = nbytes / max(timing.kernel_us, 1e-3) * 1e6
             return AttentionRow(
-                method, *shape, round(timing.kernel_us, 2), round(timing.call_us, 2), int(nbytes), round(rate / 1e9, 1),
-                round(rate / bandwidth, 3), round(reference_us / max(timing.kernel_us, 1e-3), 3), timing.source,
-            )  # fmt: skip
+                method,
+                *shape,
+                round(timing.kernel_us, 2),
+                round(timing.call_us, 2),
+                int(nbytes),
+                round(rate / 1e9, 1),
+                round(rate / bandwidth, 3),
+                round(reference_us / max(timing.kernel_us, 1e-3), 3),
+                timing.source,
+            )
 
         yield row("float16", base, full)
         for width in (4, 8) if affine else ():

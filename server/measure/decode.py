@@ -108,9 +108,16 @@ def _decode(model: Any, shape: BenchShape, method: str, batch: int, context: int
     mx.synchronize()
     took = time.perf_counter() - start
     return Measurement(
-        "decode", method, batch, context, batch * NUM_STEPS / took, took / NUM_STEPS * 1e3, held(),
-        mx.get_peak_memory(), flush_share=flushing / took,
-    )  # fmt: skip
+        "decode",
+        method,
+        batch,
+        context,
+        batch * NUM_STEPS / took,
+        took / NUM_STEPS * 1e3,
+        held(),
+        mx.get_peak_memory(),
+        flush_share=flushing / took,
+    )
 
 
 def _prefill(model: Any, shape: BenchShape, method: str, context: int) -> Measurement:
@@ -139,9 +146,14 @@ def _store(model: Any, shape: BenchShape, method: str, num_pages: int) -> Packed
     _, key_bits, value_bits = method.split("-")
     # Tables on a grid, as fitted ones are: speed depends on that and the geometry.
     codec = random_codec(
-        shape.num_layers, shape.num_kv_heads, shape.head_dim, key_bits=int(key_bits), value_bits=int(value_bits),
-        rope_base=shape.rope_theta, on_grid=True,
-    )  # fmt: skip
+        shape.num_layers,
+        shape.num_kv_heads,
+        shape.head_dim,
+        key_bits=int(key_bits),
+        value_bits=int(value_bits),
+        rope_base=shape.rope_theta,
+        on_grid=True,
+    )
     page_bytes = page_layout(codec).page_bytes
     per_slab = max(1, (16 << 20) // page_bytes)
     slabs = -(-num_pages // per_slab)

@@ -76,9 +76,14 @@ def run(
                 timing = measure(_chain(x, encode))
                 base = base or max(timing.kernel_us, 1e-3)
                 yield EncodeRow(
-                    method, width, num_tokens, round(timing.kernel_us, 2), round(timing.call_us, 2),
-                    round(timing.kernel_us / base, 2), timing.source,
-                )  # fmt: skip
+                    method,
+                    width,
+                    num_tokens,
+                    round(timing.kernel_us, 2),
+                    round(timing.call_us, 2),
+                    round(timing.kernel_us / base, 2),
+                    timing.source,
+                )
 
 
 def naive(vectors: mx.array, codec: VectorCodec) -> mx.array:

@@ -47,8 +47,15 @@ class CpuAttentionMma(AttentionMma):
     """AttentionMma whose kernels run on the CPU, on copies of their arguments; outputs are poisoned with NaN."""
 
     def _kernel(self, variant: Variant, head_dim: int) -> Any:
-        def call(*, inputs: list[mx.array], template: list[tuple[str, Any]], grid: tuple[int, ...],
-                 output_shapes: list[Any], output_dtypes: list[mx.Dtype], **_: Any) -> list[mx.array]:  # fmt: skip
+        def call(
+            *,
+            inputs: list[mx.array],
+            template: list[tuple[str, Any]],
+            grid: tuple[int, ...],
+            output_shapes: list[Any],
+            output_dtypes: list[mx.Dtype],
+            **_: Any,
+        ) -> list[mx.array]:
             with mx.stream(mx.cpu):
                 mx.eval(inputs)
             buffers = [_buffer(np.array(x.view(mx.uint8))) for x in inputs]

@@ -27,9 +27,9 @@ def turned_back(x: F64, codec: LayerCodec, position: int) -> F64:
     if rotary is None:
         return x
     dims, angle = rotary.dims, -position * rotary.inv_freq
-    first, second = (slice(0, dims, 2), slice(1, dims, 2)) if rotary.traditional else (
-        slice(0, dims // 2), slice(dims // 2, dims)
-    )  # fmt: skip
+    first, second = (
+        (slice(0, dims, 2), slice(1, dims, 2)) if rotary.traditional else (slice(0, dims // 2), slice(dims // 2, dims))
+    )
     a, b, out = x[..., first], x[..., second], x.copy()
     out[..., first] = a * np.cos(angle) - b * np.sin(angle)
     out[..., second] = a * np.sin(angle) + b * np.cos(angle)
@@ -98,10 +98,12 @@ def columns(scene: Scene, row: int, plan: ColumnPlan, new: NewVectors) -> tuple[
     """vq_columns `[Hkv, P num_blocks, D]` of keys and of values."""
     window, rings, parts = scene.geometry.window, scene.rings, []
     plain = new.key_codes, new.value_codes
-    for kind, (codec, ring, sinks, fresh) in enumerate((
-        (scene.codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
-        (scene.codec.values, rings.ring_values, rings.sink_values, new.values),
-    )):  # fmt: skip
+    for kind, (codec, ring, sinks, fresh) in enumerate(
+        (
+            (scene.codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
+            (scene.codec.values, rings.ring_values, rings.sink_values, new.values),
+        )
+    ):
         out = np.zeros((fresh.shape[0], PAGE_SIZE * plan.num_blocks, fresh.shape[2]))
         old, sink, chunk = as_f64(ring[row]), as_f64(sinks[row]), as_f64(fresh)
         for page in range(plan.num_coded):
@@ -133,8 +135,10 @@ def _exact(scene: Scene, row: int, total: int) -> tuple[F64, F64]:
 
 def _coded(scene: Scene, row: int, total: int) -> tuple[F64, F64]:
     """x~ of positions 0 ... total - 1 out of the pages; NaN behind them."""
-    keys, values = (np.full((scene.geometry.num_kv_heads, total, c.spec.head_dim), np.nan)
-                    for c in (scene.codec.keys, scene.codec.values))  # fmt: skip
+    keys, values = (
+        np.full((scene.geometry.num_kv_heads, total, c.spec.head_dim), np.nan)
+        for c in (scene.codec.keys, scene.codec.values)
+    )
     for page in range(scene.codes.num_pages[row]):
         key_codes, value_codes = page_codes(scene, row, page)
         span = slice(page * PAGE_SIZE, page * PAGE_SIZE + PAGE_SIZE)

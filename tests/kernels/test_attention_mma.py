@@ -54,10 +54,14 @@ def test_equals_the_reference(geometry: tuple[int, int, int, int, int, bool], on
 @pytest.mark.parametrize(
     "geometry,on_grid,query_len",
     [
-        ((128, 1, 4, 2, 2, False), True, 1), ((64, 2, 3, 2, 2, True), True, 1), ((64, 1, 2, 1, 2, False), True, 2),
-        ((128, 1, 1, 2, 1, False), True, 3), ((64, 2, 3, 2, 2, False), False, 1), ((128, 1, 8, 4, 2, True), True, 2),
+        ((128, 1, 4, 2, 2, False), True, 1),
+        ((64, 2, 3, 2, 2, True), True, 1),
+        ((64, 1, 2, 1, 2, False), True, 2),
+        ((128, 1, 1, 2, 1, False), True, 3),
+        ((64, 2, 3, 2, 2, False), False, 1),
+        ((128, 1, 8, 4, 2, True), True, 2),
     ],
-)  # fmt: skip
+)
 def test_equals_the_reference_on_the_cpu(
     geometry: tuple[int, int, int, int, int, bool], on_grid: bool, query_len: int
 ) -> None:
@@ -117,10 +121,14 @@ def test_query_operands_hold_the_inverse() -> None:
 @pytest.mark.parametrize(
     "bits,on_grid,columns,variant",
     [
-        ((2, 2), True, 4, INT8), ((1, 2), True, 1, INT8), ((2, 2), True, 5, HALF), ((2, 2), False, 4, HALF),
-        ((4, 2), True, 4, HALF), ((2, 4), True, 4, HALF),
+        ((2, 2), True, 4, INT8),
+        ((1, 2), True, 1, INT8),
+        ((2, 2), True, 5, HALF),
+        ((2, 2), False, 4, HALF),
+        ((4, 2), True, 4, HALF),
+        ((2, 4), True, 4, HALF),
     ],
-)  # fmt: skip
+)
 def test_int8_takes_few_columns_of_tables_on_a_grid(
     bits: tuple[int, int], on_grid: bool, columns: int, variant: Variant
 ) -> None:

@@ -100,8 +100,10 @@ def _encode_and_reconstruct(backend: MetalBackend, scene: Any) -> None:
     g, heads = scene.geometry, scene.codec.num_kv_heads
     plan = plan_columns(g.positions[row], 1, g.window)
     first = min(scene.codes.num_pages[row], plan.num_coded)
-    parts = [(mx.zeros((heads, 1, c.spec.head_dim), mx.float16), mx.zeros((heads, 0, c.spec.code_bytes), mx.uint8))
-             for c in (scene.codec.keys, scene.codec.values)]  # fmt: skip
+    parts = [
+        (mx.zeros((heads, 1, c.spec.head_dim), mx.float16), mx.zeros((heads, 0, c.spec.code_bytes), mx.uint8))
+        for c in (scene.codec.keys, scene.codec.values)
+    ]
     new = NewVectors(parts[0][0], parts[1][0], first, parts[0][1], parts[1][1])
     backend.vq_columns(scene.codes, row, plan, scene.rings, new, scene.codec, g.window)
 

@@ -81,20 +81,39 @@ def capture(call: Callable[..., Any], inputs: Sequence[mx.array]) -> dict[str, A
 
 
 def metal_kernel(
-    name: str, input_names: Sequence[str], output_names: Sequence[str], source: str, header: str = "",
-    ensure_row_contiguous: bool = True, atomic_outputs: bool = False, compile_options: Any = None,
-) -> Callable[..., list[mx.array]]:  # fmt: skip
+    name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    source: str,
+    header: str = "",
+    ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: Any = None,
+) -> Callable[..., list[mx.array]]:
     """Same signature and result as `mx.fast.metal_kernel`; a launch raises KernelFault for anything undefined."""
     extra = {} if compile_options is None else {"compile_options": compile_options}
     real: Any = _REAL_METAL_KERNEL(
-        name=name, input_names=input_names, output_names=output_names, source=source, header=header,
-        ensure_row_contiguous=ensure_row_contiguous, atomic_outputs=atomic_outputs, **extra,
-    )  # fmt: skip
+        name=name,
+        input_names=input_names,
+        output_names=output_names,
+        source=source,
+        header=header,
+        ensure_row_contiguous=ensure_row_contiguous,
+        atomic_outputs=atomic_outputs,
+        **extra,
+    )
 
     def call(
-        *, inputs: Sequence[Any], output_shapes: Sequence[Any], output_dtypes: Sequence[Any], grid: Any,
-        threadgroup: Any, template: Any = None, init_value: float | None = None, stream: Any = None,
-    ) -> list[mx.array]:  # fmt: skip
+        *,
+        inputs: Sequence[Any],
+        output_shapes: Sequence[Any],
+        output_dtypes: Sequence[Any],
+        grid: Any,
+        threadgroup: Any,
+        template: Any = None,
+        init_value: float | None = None,
+        stream: Any = None,
+    ) -> list[mx.array]:
         arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
         if any(not x.ndim for x in arrays):
             raise KernelFault(f"{name}: 0-d inputs are references on Metal and pointers on CUDA")
@@ -102,11 +121,17 @@ def metal_kernel(
             raise KernelFault(f"{name}: grid {grid} is no multiple of threadgroup {threadgroup}")
         node = capture(
             lambda *ins: real(
-                inputs=list(ins), output_shapes=output_shapes, output_dtypes=output_dtypes, grid=grid,
-                threadgroup=threadgroup, template=template or [], init_value=init_value, stream=mx.gpu,
+                inputs=list(ins),
+                output_shapes=output_shapes,
+                output_dtypes=output_dtypes,
+                grid=grid,
+                threadgroup=threadgroup,
+                template=template or [],
+                init_value=init_value,
+                stream=mx.gpu,
             ),
             arrays,
-        )  # fmt: skip
+        )
         kernel = _load(node, source, header)
         arguments = _inputs(input_names, arrays, node["arguments"][8])
         arguments += _outputs(output_names, output_shapes, output_dtypes, init_value)
@@ -150,8 +175,9 @@ def _inputs(names: Sequence[str], arrays: Sequence[mx.array], infos: Sequence[An
     return arguments
 
 
-def _outputs(names: Sequence[str], shapes: Sequence[Any], dtypes: Sequence[Any], init_value: float | None
-             ) -> list[Argument]:  # fmt: skip
+def _outputs(
+    names: Sequence[str], shapes: Sequence[Any], dtypes: Sequence[Any], init_value: float | None
+) -> list[Argument]:
     arguments = []
     for name, shape, dtype in zip(names, shapes, dtypes, strict=True):
         np_dtype = np.dtype(np.uint16) if dtype == mx.bfloat16 else np.array(mx.zeros((1,), dtype)).dtype

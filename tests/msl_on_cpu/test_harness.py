@@ -19,9 +19,12 @@ def run(source: str, header: str = "", threads: int = 64) -> mx.array:
     """A kernel of one input and one output of 64 floats; `i` is the thread's place in the grid."""
     kernel = metal_kernel("probe", ["x"], ["y"], "uint i = thread_position_in_grid.x; " + source, header)
     return kernel(
-        inputs=[mx.arange(64, dtype=mx.float32)], grid=(64, 1, 1), threadgroup=(threads, 1, 1),
-        output_shapes=[(64,)], output_dtypes=[mx.float32],
-    )[0]  # fmt: skip
+        inputs=[mx.arange(64, dtype=mx.float32)],
+        grid=(64, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[(64,)],
+        output_dtypes=[mx.float32],
+    )[0]
 
 
 REFUSED = {
@@ -129,13 +132,19 @@ def test_installed_takes_the_place_of_mlx_and_leaves_it() -> None:
     original = mx.fast.metal_kernel
     with msl_on_cpu.installed():
         kernel: Any = mx.fast.metal_kernel(
-            name="axpy", input_names=["x", "a"], output_names=["y"],
+            name="axpy",
+            input_names=["x", "a"],
+            output_names=["y"],
             source="uint i = thread_position_in_grid.x; y[i] = T(a[0]) * x[i] + T(x_shape[0]);",
-        )  # fmt: skip
+        )
         x = mx.arange(64).astype(mx.bfloat16)
         y = kernel(
-            inputs=[x, mx.array([2.0])], template=[("T", mx.bfloat16)], grid=(64, 1, 1), threadgroup=(32, 1, 1),
-            output_shapes=[(64,)], output_dtypes=[mx.bfloat16],
-        )[0]  # fmt: skip
+            inputs=[x, mx.array([2.0])],
+            template=[("T", mx.bfloat16)],
+            grid=(64, 1, 1),
+            threadgroup=(32, 1, 1),
+            output_shapes=[(64,)],
+            output_dtypes=[mx.bfloat16],
+        )[0]
     assert y.dtype == mx.bfloat16 and mx.allclose(y, x * 2 + 64)
     assert mx.fast.metal_kernel is original

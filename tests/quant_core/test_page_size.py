@@ -18,9 +18,12 @@ assert "VQ_PAGE_SIZE 128" in host_numbers() and spec.WindowSpec(window=64).code_
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
 SUITES = (
-    "tests/quant_core/codec", "tests/quant_core/backends", "tests/quant_core/cache", "tests/quant_core/proof",
+    "tests/quant_core/codec",
+    "tests/quant_core/backends",
+    "tests/quant_core/cache",
+    "tests/quant_core/proof",
     "tests/kernels/test_sizes.py",
-)  # fmt: skip
+)
 
 
 def test_pages_of_128_tokens_reach_codec_cache_reference_and_the_checking_harness() -> None:

@@ -68,15 +68,19 @@ def check(gpu: DeviceBackend, g: Geometry) -> bool:
     k, v = (mx.array(rng.standard_normal(shape), mx.float32).astype(g.dtype) for _ in range(2))
     lengths = (g.query_len,) * len(g.positions)
     rings = [b.vq_append(k, v, g.positions, lengths, s.rings, s.codec, g.window) for b in (gpu, reference)]
-    append = max(float(mx.abs(getattr(rings[0], n).astype(mx.float32) - getattr(rings[1], n)).max())
-                 for n in ("ring_keys", "ring_values"))  # fmt: skip
+    append = max(
+        float(mx.abs(getattr(rings[0], n).astype(mx.float32) - getattr(rings[1], n)).max())
+        for n in ("ring_keys", "ring_values")
+    )
     x = mx.array(rng.standard_normal((g.num_kv_heads, 777, g.head_dim)), mx.float16)
     differ = sum(
         int(np.array((gpu.vq_encode(x, c) != reference.vq_encode(x, c)).sum())) for c in (s.codec.keys, s.codec.values)
     )
     pages = s.codes.num_pages[0]
-    same = [bool(mx.array_equal(a, b)) for a, b in zip(*(
-        b.vq_reconstruct(s.codes, 0, 0, pages, s.codec) for b in (gpu, reference)), strict=True)]  # fmt: skip
+    same = [
+        bool(mx.array_equal(a, b))
+        for a, b in zip(*(b.vq_reconstruct(s.codes, 0, 0, pages, s.codec) for b in (gpu, reference)), strict=True)
+    ]
     total = 777 * g.num_kv_heads * (s.codec.keys.spec.code_bytes + s.codec.values.spec.code_bytes)
     try:
         check_columns(gpu, s, 0, 600)
@@ -84,10 +88,13 @@ def check(gpu: DeviceBackend, g: Geometry) -> bool:
         print(error)
         same.append(False)
     good = errors[0] < LIMIT and append < 0.05 and differ <= total // 500 and all(same)
-    print(f"{'ok ' if good else 'BAD'} D{g.head_dim} Hkv{g.num_kv_heads} gqa{g.gqa_factor} L{g.query_len} "
-          f"K{g.key_bits}V{g.value_bits}: attention {errors[0]:.1e} (reference {errors[1]:.1e}), append {append:.1e}, "
-          f"codes {differ}/{total} differ, "
-          f"reconstruct and columns {'equal' if all(same) else 'DIFFER'}", flush=True)  # fmt: skip
+    print(
+        f"{'ok ' if good else 'BAD'} D{g.head_dim} Hkv{g.num_kv_heads} gqa{g.gqa_factor} L{g.query_len} "
+        f"K{g.key_bits}V{g.value_bits}: attention {errors[0]:.1e} (reference {errors[1]:.1e}), append {append:.1e}, "
+        f"codes {differ}/{total} differ, "
+        f"reconstruct and columns {'equal' if all(same) else 'DIFFER'}",
+        flush=True,
+    )
     return bool(good)
 
 

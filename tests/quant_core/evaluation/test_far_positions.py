@@ -82,9 +82,12 @@ def _fit(c: _Captured, rotary: Rotary, position_blind: bool) -> LayerCodec:
     """Two bits, fitted on positions 4 ... 1,023."""
     positions = np.arange(SKIPPED, NUM_TOKENS)
     geometry = LayerGeometry(
-        c.geometry.num_kv_heads, c.geometry.num_q_heads, c.geometry.key_dim, c.geometry.value_dim,
+        c.geometry.num_kv_heads,
+        c.geometry.num_q_heads,
+        c.geometry.key_dim,
+        c.geometry.value_dim,
         None if position_blind else rotary,
-    )  # fmt: skip
+    )
     samples = LayerSamples.empty(geometry)
     buckets = 0 if position_blind else positions // BUCKET_LEN * BUCKET_LEN
     keys = rotary.turn(c.keys[:, SKIPPED:], positions - buckets)
