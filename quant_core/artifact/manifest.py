@@ -51,7 +51,7 @@ class Manifest:
     report: dict[str, Any]
 
     def to_json(self) -> str:
-        """Text of manifest.json."""
+        """The text of manifest.json, keys sorted."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod

@@ -29,7 +29,7 @@ class FastAttention(Protocol):
         """Whether it covers this step's geometry."""
 
     def __call__(self, step: DecodeStep) -> mx.array:
-        """See KernelBackend.vq_attention."""
+        """Attention by the kernel that suits the step; see KernelBackend.vq_attention."""
 
 
 class CompositeBackend:
@@ -59,7 +59,7 @@ class CompositeBackend:
         self._attention = trusted("vq_attention").vq_attention
 
     def vq_attention(self, step: DecodeStep) -> mx.array:
-        """See KernelBackend.vq_attention."""
+        """Attention by the kernel that suits the step; see KernelBackend.vq_attention."""
         if self.fast is not None and self.fast.supports(step):
             return self.fast(step)
         return self._attention(step)

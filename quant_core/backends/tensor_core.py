@@ -70,7 +70,7 @@ class Variant:
 
     @property
     def body(self) -> str:
-        """The kernel's call."""
+        """The source that MLX wraps: a call of `attend` for these template arguments."""
         arguments = ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in INPUTS + OUTPUTS)
         config = f"Config<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, ::vecinfer_mma::{self.math}>"
         return f"::vecinfer_mma::attend<::vecinfer_mma::{config}>({{{arguments}}});"
@@ -353,7 +353,7 @@ class AttentionMma:
         )
 
     def __call__(self, step: DecodeStep) -> mx.array:
-        """See KernelBackend.vq_attention."""
+        """Attention on tensor cores; see KernelBackend.vq_attention."""
         queries, rings, codes, codec, window = step.queries, step.rings, step.codes, step.codec, step.window
         batch, num_heads, new_len, dim = queries.shape
         shape = _shape(codec, queries.dtype, num_heads, new_len)

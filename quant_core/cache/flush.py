@@ -31,7 +31,7 @@ class _LayerRow:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Tokens that the row holds."""
         return int(self.cache.lengths[self.row])
 
     @property

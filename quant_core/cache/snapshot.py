@@ -44,7 +44,7 @@ class PackedSnapshot:
 
     @property
     def num_pages(self) -> int:
-        """Pages referenced."""
+        """Pages of the pool that the snapshot keeps in use."""
         return len(self.row.pages) if self.row is not None else 0
 
     @property

@@ -64,7 +64,7 @@ class Snapshot(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Tokens that the snapshot holds."""
 
     @property
     def nbytes(self) -> int:

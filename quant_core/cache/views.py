@@ -81,7 +81,7 @@ class PendingCodes:
 
     @property
     def num_pages(self) -> int:
-        """n."""
+        """n, the pages whose codes wait to be written."""
         return int(self.keys.shape[1]) // PAGE_SIZE
 
     def without(self, first_page: int) -> PendingCodes:

@@ -95,7 +95,7 @@ class PagedCodes:
 
     @cached_property
     def num_slabs(self) -> int:
-        """Of the pool."""
+        """Slabs of pages that the pool consists of."""
         return int(self.pool.shape[0])
 
     @cached_property

@@ -54,7 +54,7 @@ class VectorCodec:
 
     @property
     def num_kv_heads(self) -> int:
-        """Hkv."""
+        """Hkv, the number of key-value heads."""
         return int(self.mean.shape[0])
 
     @property
@@ -80,7 +80,7 @@ class LayerCodec:
 
     @property
     def num_kv_heads(self) -> int:
-        """Hkv."""
+        """Hkv, the number of key-value heads."""
         return self.keys.num_kv_heads
 
     @property

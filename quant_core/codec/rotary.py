@@ -39,7 +39,7 @@ class Rotary:
 
     @property
     def dims(self) -> int:
-        """Channels that turn."""
+        """Channels that the position turns; the first ones of a head."""
         return 2 * len(self.inv_freq)
 
     def tables(self, positions: np.ndarray[Any, Any]) -> tuple[mx.array, mx.array]:

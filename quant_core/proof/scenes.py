@@ -92,12 +92,12 @@ class Trial:
 
     @property
     def query_len(self) -> int:
-        """L."""
+        """L, the query tokens of each row."""
         return int(self.queries.shape[2])
 
     @property
     def step(self) -> DecodeStep:
-        """What vq_attention takes."""
+        """The scene as `vq_attention` takes it."""
         case = self.case
         return DecodeStep(self.queries, self.scale, self.starts, self.rings, self.codes, case.codec, case.window)
 

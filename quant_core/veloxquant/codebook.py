@@ -40,7 +40,7 @@ class ProductCodebook:
 
     @property
     def num_centroids(self) -> int:
-        """Of each table."""
+        """Centroids of each table: 256, one byte's worth."""
         return NUM_CENTROIDS
 
     @property

@@ -108,7 +108,7 @@ class WaitingQueue:
             return late
 
     def drain(self) -> list[Ticket]:
-        """Take everybody out."""
+        """Take everybody out, the first one first."""
         with self._lock:
             tickets = list(self._tickets)
             self._tickets.clear()

@@ -38,7 +38,7 @@ class StopFilter:
 
     @property
     def num_held(self) -> int:
-        """Characters held back."""
+        """Characters held back, since a stop string may have begun in them."""
         return len(self._held)
 
     def push(self, text: str) -> str:
@@ -81,7 +81,7 @@ class PlainText:
         self.num_consumed = 0
 
     def push(self, text: str) -> tuple[Delta, ...]:
-        """All of it."""
+        """All of the text is content."""
         self.num_consumed += len(text)
         return (ContentDelta(text),) if text else ()
 

@@ -17,7 +17,7 @@ class Counters:
             self._values[f"step_s_le_{bound}"] = 0.0
 
     def add(self, name: str, value: float = 1) -> None:
-        """Raise a counter."""
+        """Raise a counter that exists; KeyError for another name."""
         self._values[name] += value
 
     def add_step(self, seconds: float) -> None:
@@ -29,5 +29,5 @@ class Counters:
                 self.add(f"step_s_le_{bound}")
 
     def copy(self) -> dict[str, float]:
-        """All counters now."""
+        """A copy of all counters, by name."""
         return dict(self._values)

@@ -87,7 +87,7 @@ class ByteStream:
         return self._decoder.decode(self._vocabulary.token_bytes(token_id))
 
     def finish(self) -> str:
-        """What is left."""
+        """The text of bytes that no later token completed."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -120,7 +120,7 @@ class DecodingStream:
         return text
 
     def finish(self) -> str:
-        """What is left."""
+        """The text that was not told yet."""
         text = self._new_text()
         self._num_told = len(self._ids)
         return text

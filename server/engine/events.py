@@ -14,7 +14,7 @@ class EventSink(Protocol):
     """Where a request's events go; `put` may be called from any thread and never blocks."""
 
     def put(self, event: EngineEvent) -> None:
-        """Deliver an event."""
+        """Deliver an event of the request, in order."""
 
 
 class AsyncEvents:
@@ -64,7 +64,7 @@ class BlockingEvents:
         self._ended = False
 
     def put(self, event: EngineEvent) -> None:
-        """Deliver an event."""
+        """Deliver an event of the request, in order."""
         self._queue.put(event)
 
     def __iter__(self) -> BlockingEvents:

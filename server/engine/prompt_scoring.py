@@ -32,7 +32,7 @@ class PromptScores:
 
     @property
     def event(self) -> PromptLogprobsEvent:
-        """All of it."""
+        """The log-probabilities of every prompt token, once `is_complete`."""
         texts = tuple(self._vocabulary.token_text(t) for t in self._request.prompt)
         return PromptLogprobsEvent(self._request.request_id, texts, tuple(self._entries))
 

@@ -57,7 +57,7 @@ class RunningRequest:
 
     @property
     def request(self) -> GenerationRequest:
-        """What was asked."""
+        """The request as it was accepted."""
         return self.ticket.request
 
     @property

@@ -46,7 +46,7 @@ class LastActivity:
         self._last_s = time.monotonic()
 
     def touch(self) -> None:
-        """Something moved."""
+        """Note that work moved just now. Any thread."""
         self._last_s = time.monotonic()
 
     @property

@@ -17,7 +17,7 @@ def num_words(vocab_size: int) -> int:
 
 
 def allow(row: MaskRow, token_ids: Iterable[int]) -> None:
-    """Add tokens."""
+    """Set the bits of these tokens; those set before stay."""
     bits = row.view(np.uint32)
     for i in token_ids:
         bits[i // 32] |= np.uint32(1 << (i % 32))

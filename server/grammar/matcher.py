@@ -39,7 +39,7 @@ class Matcher:
         row[:] = self._wide[: len(row)]
 
     def accept(self, token_id: int) -> None:
-        """Take a token."""
+        """Go on by a token that the last mask allowed."""
         self.num_tokens += 1
         self._matcher.consume_token(token_id)
 

@@ -95,7 +95,7 @@ class ChoiceState:
 
     @property
     def calls(self) -> list[CallItem]:
-        """The tool calls."""
+        """The choice's tool calls, in the order they were opened."""
         return [item for item in self.items if isinstance(item, CallItem)]
 
     def add(self, delta: Delta) -> OutputItem:

@@ -31,6 +31,6 @@ def error_body(connection: HTTPConnection, error: ServerError) -> dict[str, Any]
 
 
 def anthropic_error(error: ServerError) -> dict[str, Any]:
-    """Anthropic's error body."""
+    """Anthropic's error body: a type and a message inside `error`."""
     kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}

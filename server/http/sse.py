@@ -36,7 +36,7 @@ def to_json(data: Mapping[str, Any]) -> bytes:
 
 
 def sse_data(data: Mapping[str, Any], event: str | None = None) -> bytes:
-    """One server-sent event."""
+    """One server-sent event, encoded: an optional name and a line of JSON."""
     head = b"" if event is None else f"event: {event}\n".encode()
     return head + b"data: " + to_json(data) + b"\n\n"
 

@@ -32,7 +32,7 @@ class WireMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Pass a request on, with its id and times added to the answer's headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -40,7 +40,7 @@ class CallWriter:
         return self._tools[name]
 
     def start(self, name: str) -> None:
-        """A call begins."""
+        """Open a tool call of this name; what came before it is settled."""
         self._source.commit()
         self._out.append(ToolCallStart(self.num_calls, f"call_{uuid.uuid4().hex[:24]}", name))
         self.num_calls += 1

@@ -70,7 +70,7 @@ class ChatHistory:
 
 @dataclass
 class Turn:
-    """One streamed answer."""
+    """One streamed answer: what was read of it so far."""
 
     content: str = ""
     reasoning: str = ""

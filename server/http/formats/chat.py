@@ -58,11 +58,11 @@ class ChatFormat:
         yield Frame(error.body(), "error")
 
     def closing(self) -> bytes:
-        """The end mark."""
+        """`data: [DONE]`, with which OpenAI's streams end."""
         return DONE
 
     def whole(self, answer: AnswerState) -> Json:
-        """The whole answer."""
+        """The chat.completion object of an answer that has ended."""
         choices = [
             {
                 "index": choice.index,

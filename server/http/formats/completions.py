@@ -54,11 +54,11 @@ class CompletionFormat:
         yield Frame(error.body(), "error")
 
     def closing(self) -> bytes:
-        """The end mark."""
+        """`data: [DONE]`, with which OpenAI's streams end."""
         return DONE
 
     def whole(self, answer: AnswerState) -> Json:
-        """The whole answer."""
+        """The text_completion object of an answer that has ended."""
         told = self._best(answer) if self.best_of else answer.choices
         choices = []
         for index, choice in enumerate(told):
@@ -86,7 +86,7 @@ class CompletionFormat:
         return self.envelope.chunk([_choice(choice.index, text, logprobs, reason)], answer)
 
     def _logprobs(self, tokens: TokenLogprobs, offset: int) -> Json | None:
-        """OpenAI's parallel lists."""
+        """OpenAI's parallel lists; `offset` is where the first token's text begins, in characters."""
         if not self.envelope.with_logprobs:
             return None
         offsets = []

@@ -71,7 +71,7 @@ class Envelope:
 
 
 def usage_to_wire(usage: Usage) -> Json:
-    """OpenAI's usage object."""
+    """OpenAI's usage object: tokens read, reused, generated, and spent on reasoning."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

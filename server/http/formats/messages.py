@@ -73,7 +73,7 @@ class MessagesFormat:
         return b""
 
     def whole(self, answer: AnswerState) -> Json:
-        """The whole answer."""
+        """The message object of an answer that has ended."""
         (choice,) = answer.choices
         blocks = [block for item in choice.items if (block := self._block(item)) is not None]
         return self._message(blocks, choice, answer)

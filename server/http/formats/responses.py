@@ -81,7 +81,7 @@ class ResponsesFormat:
         return self._close(choice)
 
     def ending(self, answer: AnswerState) -> Iterable[Frame]:
-        """The whole response."""
+        """The last event, which holds the whole response."""
         whole = self.whole(answer)
         yield self._event(f"response.{whole['status']}", response=whole)
 
@@ -97,7 +97,7 @@ class ResponsesFormat:
         return b""
 
     def whole(self, answer: AnswerState) -> Json:
-        """The whole answer."""
+        """The response object of an answer that has ended."""
         self._answer = answer
         self.status = "incomplete" if answer.choices[0].reason == "length" else "completed"
         return self._over()

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: OpenAI's chat, streamed or whole."""
 
 from __future__ import annotations
 

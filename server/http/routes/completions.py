@@ -1,4 +1,4 @@
-"""POST /v1/completions."""
+"""POST /v1/completions: a prompt continued, by text or token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings."""
+"""POST /v1/embeddings: vectors of texts, from the configured model."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
-    """Forget a response."""
+    """Forget a stored response; 404 when there is none of that id."""
     context = app_context(request)
     if context.response_store is None or not await context.response_store.delete(response_id):
         raise _not_found(context, response_id)

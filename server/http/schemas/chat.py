@@ -77,7 +77,7 @@ class ChatBody(GenerationBody):
 
     @property
     def num_logprobs(self) -> int | None:
-        """None unless `logprobs`."""
+        """Alternatives to tell for each token; None unless `logprobs` is set."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property

@@ -25,7 +25,7 @@ class OfferedTool:
     namespace: str = ""
 
     def to_wire(self) -> Json:
-        """The flat form."""
+        """The tool as the Responses API shows it: flat, without a `function` object."""
         return {"type": "function", **self.spec.to_wire()["function"], "strict": self.spec.strict}
 
 

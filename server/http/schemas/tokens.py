@@ -47,7 +47,7 @@ class TokenizeBody(RequestBody):
 
 
 class DetokenizeBody(RequestBody):
-    """Token ids."""
+    """The token ids to be turned into text."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]

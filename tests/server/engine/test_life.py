@@ -15,7 +15,7 @@ from quant_core.cache.plain_store import PlainStore
 from quant_core.errors import CodecError, PoolError
 from server.engine.batch import Batch
 from server.engine.loop import EngineLoop, Loaded
-from server.engine.request import AbortEvent, ErrorEvent, FinishEvent, PromptEvent, TokenEvent
+from server.engine.request import AbortEvent, ErrorEvent, FinishEvent, PromptEvent, SamplingParams, TokenEvent
 from server.errors import ConflictError, NotReadyError
 from tests.server.engine.harness import Exits, Phase, ask, config, prompt, read, request, serving, wait_until
 
@@ -60,12 +60,16 @@ def test_an_abort_frees_within_one_step(model: Any, tokenizer: Any) -> None:
 
 
 def test_one_choice_may_end_while_the_others_are_aborted(model: Any, tokenizer: Any) -> None:
+    drawn = SamplingParams(temperature=1.0, seed=3, allow_eos=False)
     with serving(model, tokenizer) as loop:
-        asked = request("a", prompt(30), 500, n=3)
-        stream = loop.stream(asked)
-        next(e for e in stream if isinstance(e, TokenEvent))
-        stream.close()
-        wait_until(lambda: loop.status().num_running == 0)
+        stream = loop.stream(request("a", prompt(30), 900, drawn, n=3, stop_token_ids=tuple(range(3, 9))))
+        first = next(e for e in stream if isinstance(e, FinishEvent))
+        assert (first.reason, loop.call(lambda: loop._scheduler.num_rows).result(5)) == ("stop", 2)  # type: ignore[union-attr]
+        loop.abort("a", "hung up")
+        *others, last = stream
+        assert isinstance(last, AbortEvent)
+        assert not [e for e in others if isinstance(e, FinishEvent) or getattr(e, "index", None) == first.index]
+        assert loop.call(lambda: loop._scheduler.num_rows).result(5) == 0  # type: ignore[union-attr]
 
 
 def test_a_reader_that_goes_away_ends_its_request(model: Any, tokenizer: Any) -> None:
