@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks a running server with curl: probes, models, a chat with and without streaming, errors, metrics, status.
 # Usage: deploy/smoke.sh [URL] [KEY_FILE]        URL: http://127.0.0.1:8080; $WAIT_S: how long to wait until ready (600)
-# The key comes from a file (its first line) or $VECINFER_API_KEY, so that no process list shows it.
+# $VECINFER_ADMIN_KEY: for /admin/status. The key comes from a file (its first line) or $VECINFER_API_KEY, so that no process list shows it.
 # Exit code: 0 when every check passed.
 set -uo pipefail
 
@@ -65,9 +65,12 @@ if [[ -n "$key" ]]; then
   key="$saved"
 fi
 check "/metrics" "$(call /metrics)" 200 '^vecinfer_generated_tokens_total [1-9]'
-case "$(call /admin/status)" in
+saved="$key" key="${VECINFER_ADMIN_KEY:-$key}"
+status="$(call /admin/status)"
+key="$saved"
+case "$status" in
   200) check "/admin/status" 200 200 '"packed"' ;;
-  401 | 403) echo "skip /admin/status: not for this key or address" ;;
+  401 | 403) echo "skip /admin/status: set VECINFER_ADMIN_KEY to the admin key" ;;
   *) check "/admin/status" other 200 ;;
 esac
 ((failed == 0)) && echo "all passed" || echo "$failed failed"

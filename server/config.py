@@ -211,36 +211,6 @@ def blas_environment() -> BlasEnvironment:
     )
 
 
-@dataclass(frozen=True)
-class AccessKeys:
-    """Keys that open the API and the admin routes; an empty tuple: no key is asked for (admin: loopback only)."""
-
-    api: tuple[str, ...] = ()
-    admin: tuple[str, ...] = ()
-
-
-def load_keys(config: ServerConfig) -> AccessKeys:
-    """Keys from the configured files, else from $VECINFER_API_KEY and $VECINFER_ADMIN_KEY.
-
-    Raises:
-        ConfigError: a key file that cannot be read, or holds no key.
-    """
-    return AccessKeys(
-        api=_keys(config.http.api_key_file, "VECINFER_API_KEY", "http.api_key_file"),
-        admin=_keys(config.http.admin_key_file, "VECINFER_ADMIN_KEY", "http.admin_key_file"),
-    )
-
-
-def _keys(path: Path | None, variable: str, setting: str) -> tuple[str, ...]:
-    """One key per line of the file; blank lines and lines that start with # are left out."""
-    if path is None:
-        key = os.environ.get(variable, "").strip()
-        return (key,) if key else ()
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: cannot read {path}: {error}") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if not keys:
-        raise ConfigError(f"{setting}: {path} holds no key; write one key per line, or remove the setting")
-    return keys
+def environment_key(variable: str) -> str:
+    """A key from the environment; empty when there is none."""
+    return os.environ.get(variable, "").strip()

@@ -58,7 +58,7 @@ def _option(help_text: str, *names: str, panel: str = "Codec", **extra: Any) -> 
 
 AdminKeyFile = Annotated[
     Path | None,
-    _option("Its admin key (default: $VECINFER_ADMIN_KEY; none needed on its own machine).", panel="Where"),
+    _option("A file with its admin key (default: $VECINFER_ADMIN_KEY, else found on its own machine).", panel="Where"),
 ]
 
 

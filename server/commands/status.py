@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,13 +20,15 @@ def register(app: typer.Typer) -> None:
 
 def status(
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
+    admin_key_file: Annotated[Path | None, typer.Option(help="A file with the server's admin key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer of GET /admin/status as it is.")] = False,
 ) -> None:
     """Show the model, how its cache is packed, and the memory in use, as measured by a running server.
 
-    From another machine the admin key is needed: $VECINFER_ADMIN_KEY.
+    The key of a server of this account on this machine is found by itself; else give --admin-key-file or
+    $VECINFER_ADMIN_KEY.
     """
-    with connect(url, admin=True) as client:
+    with connect(url, admin=True, admin_key_file=admin_key_file) as client:
         response = client.get("/admin/status")
         raise_for_error(response)
         report: dict[str, Any] = response.json()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from socket import socket
 from typing import Literal
 
 import uvicorn
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from server.calibration.queue import CalibrationQueue
-from server.config import AccessKeys, HTTPConfig, ServerConfig, user_data_dir
+from server.config import HTTPConfig, ServerConfig, user_data_dir
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key
 from server.http.context import AppContext
@@ -45,6 +46,7 @@ from server.http.schemas.messages import MessagesBody, TokenCountBody
 from server.http.schemas.responses import ResponseBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.http.wire import EXPOSED_HEADERS, WireMiddleware
+from server.keys import AccessKeys
 from server.model.prompts import PromptBuilder
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def create_app(
     Args:
         config: the whole configuration.
         engine: started and stopped by the caller.
-        keys: from `load_keys(config)`; none by default.
+        keys: from `server_keys(config)`; by default /v1 is open and /admin closed.
         calibration: jobs and artifacts; started and stopped with the application. None: no such routes (fp16).
     """
     access = keys or AccessKeys()
@@ -117,7 +119,7 @@ def create_app(
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.context = context
     add_error_handlers(app, context.metrics.errors)
-    _add_routes(app, access, config.http)
+    _add_routes(app, access)
     describe(app, [body for group in ROUTES for body in group.bodies])
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
@@ -131,12 +133,12 @@ def _response_store(config: ServerConfig) -> ResponseStore | None:
     return ResponseStore(user_data_dir(config) / STORE_FILE, http.max_stored_responses, http.max_stored_bytes)
 
 
-def _add_routes(app: FastAPI, keys: AccessKeys, config: HTTPConfig) -> None:
+def _add_routes(app: FastAPI, keys: AccessKeys) -> None:
     async def api_key(connection: HTTPConnection) -> None:
         check_api_key(connection, keys)
 
     async def admin_key(connection: HTTPConnection) -> None:
-        check_admin(connection, keys, config)
+        check_admin(connection, keys)
 
     checks = {"api": [Depends(api_key)], "admin": [Depends(admin_key)], "none": []}
     for group in ROUTES:
@@ -157,12 +159,31 @@ def _add_cors(app: FastAPI, config: HTTPConfig) -> None:
         )
 
 
-def http_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
-    """A uvicorn server for `app`, without its log configuration.
+class HTTPServer(uvicorn.Server):
+    """uvicorn's server, which also says on which port it listens."""
 
-    Forwarding headers are never believed (`proxy_headers` off): admin routes trust the peer's address.
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, then tell the port."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening(self.servers[0].sockets[0].getsockname()[1])
+
+
+def http_server(
+    app: FastAPI, config: ServerConfig, on_listening: Callable[[int], None] = lambda port: None
+) -> HTTPServer:
+    """A server for `app`, without uvicorn's log configuration.
+
+    Forwarding headers are never believed (`proxy_headers` off).
+
+    Args:
+        on_listening: called with the port once requests can come.
     """
-    return uvicorn.Server(
+    return HTTPServer(
         uvicorn.Config(
             app,
             host=config.http.host,
@@ -173,5 +194,6 @@ def http_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(config.engine.drain_timeout_s),
-        )
+        ),
+        on_listening,
     )

@@ -1,16 +1,18 @@
-"""Who may call what: API keys for /v1, an admin key or a loopback address for /admin."""
+"""Who may call what: API keys for /v1, an admin key for /admin."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 
 from starlette.requests import HTTPConnection
 
-from server.config import AccessKeys, HTTPConfig
-from server.errors import AuthenticationError, PermissionDeniedError
+from server.errors import AuthenticationError
+from server.keys import ADMIN_KEY_FILE, AccessKeys
 
-FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+WHERE_IT_IS = (
+    f"from http.admin_key_file or $VECINFER_ADMIN_KEY, else the file {ADMIN_KEY_FILE} in the server's data_dir; "
+    "the vecinfer command finds it there"
+)
 
 
 def check_api_key(connection: HTTPConnection, keys: AccessKeys) -> None:
@@ -23,71 +25,38 @@ def check_api_key(connection: HTTPConnection, keys: AccessKeys) -> None:
         _check_key(connection, (*keys.api, *keys.admin), "API key")
 
 
-def check_admin(connection: HTTPConnection, keys: AccessKeys, http: HTTPConfig) -> None:
-    """Ask for the admin key; without one configured, let only this machine in.
+def check_admin(connection: HTTPConnection, keys: AccessKeys) -> None:
+    """Ask for the admin key, whoever calls: an address is no identity, a proxy's is that of all its visitors.
 
     Raises:
         AuthenticationError: no key, or a wrong one.
-        PermissionDeniedError: no admin key is configured and the caller is not on this machine.
     """
-    if keys.admin:
-        _check_key(connection, keys.admin, "admin key")
-    elif not _is_this_machine(connection, http):
-        raise PermissionDeniedError(
-            "without an admin key, admin routes answer only to this machine, directly; "
-            "set http.admin_key_file or VECINFER_ADMIN_KEY"
-        )
+    _check_key(connection, keys.admin, f"admin key ({WHERE_IT_IS})")
 
 
 def _check_key(connection: HTTPConnection, keys: tuple[str, ...], what: str) -> None:
     given = _given_key(connection)
     if given is None:
-        raise AuthenticationError(f"no {what}: send 'Authorization: Bearer KEY'")
+        raise AuthenticationError(f"send 'Authorization: Bearer KEY' with the {what}")
+    # Headers are bytes; clients write other letters than ASCII in either of two ways.
+    wanted = [key.encode(coding) for key in keys for coding in ("utf-8", "latin-1") if _fits(key, coding)]
     # Every key is compared, so that the time taken says nothing about which one is near.
-    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    if not any(matches):
-        raise AuthenticationError(f"wrong {what}")
+    if not sum(hmac.compare_digest(given, key) for key in wanted):
+        raise AuthenticationError(f"not the {what}")
 
 
-def _given_key(connection: HTTPConnection) -> str | None:
+def _fits(key: str, coding: str) -> bool:
+    try:
+        key.encode(coding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _given_key(connection: HTTPConnection) -> bytes | None:
+    # Starlette decodes headers as latin-1: this gives back the bytes that came.
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return connection.headers.get("x-api-key")
-
-
-def _is_this_machine(connection: HTTPConnection, http: HTTPConfig) -> bool:
-    """Whether a local program speaks, not a proxy for others and not a web page in a local browser.
-
-    A forwarding header is never believed: its presence says that the true caller is someone else. A page of
-    another site can reach this address through the user's browser; it shows itself by Origin, or by the Host
-    name it was resolved from (DNS rebinding).
-    """
-    if connection.client is None or not _is_loopback(connection.client.host):
-        return False
-    if any(name in connection.headers for name in FORWARDING_HEADERS):
-        return False
-    if not _is_loopback(_host_name(connection.headers.get("host", ""))):
-        return False
-    origin = connection.headers.get("origin")
-    if origin is None or origin in http.cors_origins:
-        return True
-    return _is_loopback(_host_name(origin.partition("://")[2]))
-
-
-def _host_name(netloc: str) -> str:
-    """The host of "host:port", "[v6]:port" or "host"."""
-    if netloc.startswith("["):
-        return netloc[1:].partition("]")[0]
-    return netloc.partition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+        return token.strip().encode("latin-1")
+    other = connection.headers.get("x-api-key")
+    return None if other is None else other.encode("latin-1")

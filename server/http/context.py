@@ -10,11 +10,12 @@ from weakref import WeakValueDictionary
 from fastapi import Request
 
 from server.calibration.queue import CalibrationQueue
-from server.config import AccessKeys, ServerConfig
+from server.config import ServerConfig
 from server.engine.interface import Engine
 from server.errors import NotFoundError, NotReadyError
 from server.http.metrics import Metrics
 from server.http.response_store import ResponseStore, RunningResponse
+from server.keys import AccessKeys
 from server.model.prompts import PromptBuilder
 
 RETRY_WHEN_LOADING_S = 5

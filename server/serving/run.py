@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
 
 from rich.console import Console
@@ -13,10 +14,12 @@ from quant_core.artifact.store import ArtifactStore
 from quant_core.slices import Progress, mapped
 from server.calibration.procedure import calibration_slices
 from server.calibration.queue import CalibrationQueue, CalibrationTarget
-from server.config import LogConfig, ServerConfig, load_keys, user_data_dir
+from server.config import LogConfig, ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.http.app import create_app, http_server
+from server.keys import AccessKeys, server_keys
+from server.local_servers import announced
 from server.model.wheel import Report
 from server.serving.startup import StartedModel, check_settings, start_up
 from server.terminal.log import setup_logging
@@ -33,7 +36,7 @@ def run(config: ServerConfig) -> None:
     """
     setup_logging(config.log)
     check_settings(config)
-    keys = load_keys(config)
+    keys = server_keys(config)
     artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
     console = Console(stderr=True, soft_wrap=True)
     target: Future[CalibrationTarget] = Future()
@@ -43,22 +46,25 @@ def run(config: ServerConfig) -> None:
             started = yield from mapped(start_up(config, artifacts, report), partial(_shown, report))
         if started.target is not None:
             target.set_result(started.target)
-        announce(banner(config, started), console, config.log)
+        announce(banner(config, started, keys), console, config.log)
         return started.loaded
 
     engine = EngineLoop(config, startup)
     packed = config.kv_cache.method == "vecinfer"
     calibration = CalibrationQueue(engine, artifacts, calibration_slices, target) if packed else None
-    server = http_server(create_app(config, engine, keys=keys, calibration=calibration), config)
-    engine.start()
-    try:
+    with ExitStack() as stack:
+        server = http_server(
+            create_app(config, engine, keys=keys, calibration=calibration),
+            config,
+            lambda port: stack.enter_context(announced(config, port, keys.admin_file)),
+        )
+        engine.start()
+        stack.callback(engine.shutdown)
         # uvicorn handles SIGTERM and SIGINT: it stops accepting, waits for open answers, then returns.
         server.run()
-    finally:
-        engine.shutdown()
 
 
-def banner(config: ServerConfig, started: StartedModel) -> list[str]:
+def banner(config: ServerConfig, started: StartedModel, keys: AccessKeys) -> list[str]:
     """What is served, how its cache is packed, and a curl to try."""
     loaded = started.loaded
     url = f"http://{config.http.host}:{config.http.port}"
@@ -66,7 +72,9 @@ def banner(config: ServerConfig, started: StartedModel) -> list[str]:
     if loaded.store is None:
         return [*lines, f"not ready: {loaded.detail}"]
     body = f'{{"model":"{loaded.model_id}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
-    key = ' -H "Authorization: Bearer $KEY"' if load_keys(config).api else ""
+    key = ' -H "Authorization: Bearer $KEY"' if keys.api else ""
+    if keys.admin_file is not None:
+        lines.append(f"key of the admin routes: {keys.admin_file}")
     return [*lines, f"try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import httpx
@@ -15,19 +17,18 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 @contextmanager
 def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None) -> Iterator[httpx.Client]:
-    """A client for `url`, with the key of the file or the environment.
+    """A client for `url`, with a key of the file, of the environment, or for /admin of the server on this machine.
 
     Raises:
+        ConfigError: the key file cannot be read.
         ServerError: inside the block, for a server that cannot be reached or stops answering.
     """
     import httpx
 
-    from server.config import HTTPConfig, ServerConfig, load_keys
     from server.errors import ServerError
 
-    keys = load_keys(ServerConfig(http=HTTPConfig(admin_key_file=admin_key_file)))
-    found = (keys.admin or keys.api) if admin else keys.api
-    headers = {"Authorization": f"Bearer {found[0]}"} if found else {}
+    key = _admin_key(url, admin_key_file) if admin else _api_key()
+    headers = {b"Authorization": b"Bearer " + key.encode()} if key else {}
     # Reading a long prompt sends comments, so silence this long means a dead server.
     limits = httpx.Timeout(10.0, read=120.0)
     try:
@@ -37,6 +38,50 @@ def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None
         raise ServerError(f"no server answers at {url}; start one with: vecinfer serve --model demo") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(f"talking to {url} failed: {error or type(error).__name__}") from error
+
+
+def _api_key() -> str:
+    from server.config import environment_key
+
+    return environment_key("VECINFER_API_KEY")
+
+
+def _admin_key(url: str, file: Path | None) -> str:
+    """The admin key: of `file`, $VECINFER_ADMIN_KEY, or of the server of this account at `url`; else the API's key.
+
+    A key found by itself goes to this machine only, and only to a server that is known to run.
+    """
+    from server.config import HTTPConfig, ServerConfig
+    from server.keys import keys_in, load_keys
+    from server.local_servers import local_server
+
+    configured = load_keys(ServerConfig(http=HTTPConfig(admin_key_file=file))).admin
+    if configured:
+        return configured[0]
+    try:
+        parts = urlsplit(url)
+        server = local_server(parts.port or 80) if parts.scheme == "http" else None
+    except ValueError:  # no URL; the client says so
+        return _api_key()
+    if server is None or server.admin_key_file is None:
+        return _api_key()
+    if not is_loopback(parts.hostname or "") and parts.hostname != server.host:
+        return _api_key()
+    try:
+        keys = keys_in(server.admin_key_file)
+    except (OSError, UnicodeDecodeError):
+        keys = ()
+    return keys[0] if keys else _api_key()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def raise_for_error(response: httpx.Response) -> None:

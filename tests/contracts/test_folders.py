@@ -17,8 +17,8 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "config", "terminal", "grammar", "output", "model", "memory", "engine", "calibration", "doctor",
-        "http", "serving", "launchd", "measure", "commands", "cli",
+        "errors", "config", "keys", "local_servers", "terminal", "grammar", "output", "model", "memory",
+        "engine", "calibration", "doctor", "http", "serving", "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip
 Arrow = tuple[str, str]

@@ -20,7 +20,7 @@ from server.errors import ConfigError
 from server.serving.port import check_port
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import write_tiny_model
-from tests.server.http.conftest import serve
+from tests.server.http.conftest import ADMIN_KEY, serve
 
 
 def _run(*arguments: str, stdin: str | None = None) -> Result:
@@ -165,7 +165,8 @@ def test_no_server_is_one_line_with_the_remedy(command: list[str]) -> None:
     assert "vecinfer serve" in result.stderr
 
 
-def test_status_shows_what_is_measured(url: str) -> None:
+def test_status_shows_what_is_measured(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECINFER_ADMIN_KEY", ADMIN_KEY)
     result = _run("status", "--url", url)
     assert result.exit_code == 0, result.output
     for text in ("ready", "fake/model", "1 of 2 packed", "1 RotatingKVCache", "8.0 times smaller", "3 used"):

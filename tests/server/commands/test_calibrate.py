@@ -24,13 +24,14 @@ from quant_core.slices import Progress
 from server import cli
 from server.calibration.options import JobOptions
 from server.calibration.text_file import read_text_files
-from server.config import AccessKeys, HTTPConfig, ServerConfig
+from server.config import HTTPConfig, ServerConfig
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
+from server.keys import AccessKeys
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
-from tests.server.http.conftest import eventually
+from tests.server.http.conftest import ADMIN, ADMIN_KEY, eventually
 
 REPORT = EvaluationReport(0.0212, 0.31, 0.025, 0.941, 2.0, 2.9, 1234, 30, 30, {"keys learned": 30})
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
@@ -106,12 +107,17 @@ class Fitted:
     report: EvaluationReport
 
 
+@pytest.fixture(autouse=True)
+def admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECINFER_ADMIN_KEY", ADMIN_KEY)
+
+
 @contextmanager
 def running(fitting: Fitting, keys: AccessKeys | None = None) -> Iterator[tuple[str, FakeEngine]]:
     engine, artifacts = FakeEngine(), FakeArtifacts()
     service = calibration_queue(engine, artifacts, fitting)
     config = ServerConfig(http=HTTPConfig(port=0))
-    server = http_server(create_app(config, engine, keys=keys, calibration=service), config)
+    server = http_server(create_app(config, engine, keys=keys or ADMIN, calibration=service), config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, "the server starts", timeout_s=20)
@@ -159,7 +165,8 @@ def test_a_refused_codec_shows_its_figures_and_fails() -> None:
     assert "the limit is 0.01" in result.stderr and "30 of 30 packed" in result.stderr
 
 
-def test_the_admin_key_comes_from_a_file(tmp_path: Path) -> None:
+def test_the_admin_key_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VECINFER_ADMIN_KEY")
     (tmp_path / "key").write_text("# mine\nsecret\n")
     with running(Fitting(), AccessKeys(admin=("secret",))) as (url, _):
         refused = _run("--url", url)

@@ -11,12 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from server.config import AccessKeys, HTTPConfig, ServerConfig
+from server.config import HTTPConfig, ServerConfig
 from server.engine.interface import Engine
 from server.http.app import create_app, http_server
+from server.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 
 USER = [{"role": "user", "content": "What is the capital of France?"}]
+ADMIN_KEY = "admin-of-the-tests"
+ADMIN = AccessKeys(admin=(ADMIN_KEY,))
+AS_ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 TEXT = "The capital of France is Paris. Ünïcödé 🗼"
 
 
@@ -40,8 +44,8 @@ def in_process(
     base_url: str = "http://localhost",
     **http: Any,
 ) -> httpx.AsyncClient:
-    """A client that calls the application directly, as if from address `peer`."""
-    app = create_app(ServerConfig(http=HTTPConfig(**http)), engine, keys=keys)
+    """A client that calls the application directly, as if from address `peer`; without `keys`, `ADMIN_KEY` is there."""
+    app = create_app(ServerConfig(http=HTTPConfig(**http)), engine, keys=ADMIN if keys is None else keys)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(peer, 50000))
     return httpx.AsyncClient(transport=transport, base_url=base_url)
 
@@ -52,10 +56,10 @@ def client(engine: FakeEngine) -> httpx.AsyncClient:
 
 
 @contextmanager
-def serve(engine: Engine, **http: Any) -> Iterator[int]:
-    """The port of a real uvicorn server in a thread."""
+def serve(engine: Engine, *, keys: AccessKeys | None = None, **http: Any) -> Iterator[int]:
+    """The port of a real uvicorn server in a thread; without `keys`, `ADMIN_KEY` is there."""
     config = ServerConfig(http=HTTPConfig(port=0, **http))
-    server = http_server(create_app(config, engine), config)
+    server = http_server(create_app(config, engine, keys=ADMIN if keys is None else keys), config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, "the server starts", timeout_s=10)

@@ -21,7 +21,7 @@ from server.config import ServerConfig
 from server.http.app import create_app
 from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, calibration_queue, loaded_target
 from tests.helpers.fake_engine import FakeEngine
-from tests.server.http.conftest import USER
+from tests.server.http.conftest import ADMIN, AS_ADMIN, USER
 from tests.server.http.test_errors import error_of
 
 pytestmark = pytest.mark.anyio
@@ -119,11 +119,11 @@ async def admin(engine: FakeEngine, target: Future[CalibrationTarget] | None = N
     artifacts.stored["art-foreign"] = FakeManifest("art-foreign", "model-2", {})
     artifacts.stored["art-a"] = FakeManifest("art-a", "model-1", {})
     service = calibration_queue(engine, artifacts, procedure, target)
-    app = create_app(ServerConfig(), engine, calibration=service)
+    app = create_app(ServerConfig(), engine, keys=ADMIN, calibration=service)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=AS_ADMIN) as client,
     ):
         yield Setting(client, engine, procedure, artifacts, service)
 
@@ -341,4 +341,4 @@ async def test_before_the_model_is_loaded(engine: FakeEngine) -> None:
 
 
 async def test_a_float16_server_has_nothing_to_calibrate(client: httpx.AsyncClient) -> None:
-    assert "fp16" in error_of(await client.post(URL, json={}), 404)["message"]
+    assert "fp16" in error_of(await client.post(URL, json={}, headers=AS_ADMIN), 404)["message"]

@@ -24,7 +24,7 @@ from server.http.schemas.responses import ResponseBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
 from tests.helpers.fake_engine import FakeEngine, Script
-from tests.server.http.conftest import USER
+from tests.server.http.conftest import ADMIN, AS_ADMIN, USER
 from tests.server.http.test_calibration import Procedure
 from tests.server.http.test_embeddings import FakeEmbedder
 
@@ -106,10 +106,10 @@ def client(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> 
     service = calibration_queue(engine, FakeArtifacts(), procedure)
     http = HTTPConfig(store_responses=True, max_stored_responses=20)
     config = ServerConfig(http=http, data_dir=tmp_path_factory.mktemp("data"))
-    app = create_app(config, engine, calibration=service)
+    app = create_app(config, engine, keys=ADMIN, calibration=service)
     lifespan = app.router.lifespan_context(app)
     runner.run(lifespan.__aenter__())
-    yield httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+    yield httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=AS_ADMIN)
     runner.run(lifespan.__aexit__(None, None, None))
     engine.close()
 

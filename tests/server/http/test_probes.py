@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.config import ModelConfig, ServerConfig
 from server.http.app import create_app
 from tests.helpers.fake_engine import FakeEngine
-from tests.server.http.conftest import USER
+from tests.server.http.conftest import AS_ADMIN, USER
 
 pytestmark = pytest.mark.anyio
 
@@ -89,11 +89,11 @@ async def test_metrics_before_the_model_is_loaded(client: httpx.AsyncClient, eng
     found = samples((await client.get("/metrics")).text)
     assert found[("vecinfer_engine_state", frozenset({("state", "loading")}))] == 1
     assert not any(name.startswith("vecinfer_kv") for name, _ in found)
-    assert (await client.get("/admin/status")).json()["kv"] is None
+    assert (await client.get("/admin/status", headers=AS_ADMIN)).json()["kv"] is None
 
 
 async def test_admin_status(client: httpx.AsyncClient) -> None:
-    status = (await client.get("/admin/status")).json()
+    status = (await client.get("/admin/status", headers=AS_ADMIN)).json()
     kv = status["kv"]
     assert kv["held_bytes"] == 1600 and kv["running_bytes"] == 1500 and kv["ratio"] == 8.0
     assert kv["bytes_per_token"] == 15.0 and kv["table_bytes"] == 4096

@@ -15,7 +15,7 @@ from quant_core.cache.plain_store import PlainStore
 from server.config import EngineConfig, ServerConfig
 from server.engine.loop import EngineLoop, Loaded
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
-from tests.server.http.conftest import eventually, serve
+from tests.server.http.conftest import AS_ADMIN, eventually, serve
 from tests.server.http.test_hang_up import send
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -131,7 +131,7 @@ def test_hang_up_frees_the_row(server: Running, stream: bool) -> None:
 
 def test_status_and_metrics_of_the_real_engine(server: Running) -> None:
     server.chat()
-    status = server.client.get("/admin/status").json()
+    status = server.client.get("/admin/status", headers=AS_ADMIN).json()
     assert status["kv"]["method"] == "fp16" and status["layers"]["total"] == 2
     text = server.client.get("/metrics").text
     assert "vecinfer_step_seconds_bucket" in text and 'vecinfer_engine_state{state="ready"} 1.0' in text
