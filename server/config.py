@@ -88,6 +88,8 @@ class HTTPConfig(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
+    insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("localhost",)
     max_body_bytes: PositiveInt = 8_000_000
     keepalive_s: Annotated[float, Field(gt=0)] = 10.0

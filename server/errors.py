@@ -6,6 +6,7 @@ ServerError                (status, code, param)
 ├── PayloadTooLargeError   413
 ├── AuthenticationError    401 invalid_api_key
 ├── PermissionDeniedError  403
+├── UnsupportedMediaTypeError 415
 ├── NotFoundError          404
 ├── ConflictError          409
 ├── QueueFullError         429 with Retry-After
@@ -71,6 +72,14 @@ class PermissionDeniedError(ServerError):
 
     status = 403
     type = "permission_error"
+
+
+class UnsupportedMediaTypeError(ServerError):
+    """A web page's body that does not say it is JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
 
 
 class NotFoundError(ServerError):

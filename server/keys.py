@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.config import ServerConfig, environment_key, user_data_dir
 from server.errors import ConfigError
+from server.loopback import listens_to_others
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,23 @@ def server_keys(config: ServerConfig) -> AccessKeys:
             error,
         )
         return AccessKeys(keys.api, (secrets.token_urlsafe(_KEY_BYTES),), None)
+
+
+def check_open(config: ServerConfig, keys: AccessKeys) -> None:
+    """Refuse to serve other machines without an API key, unless that is what was asked for.
+
+    Raises:
+        ConfigError: with the three remedies.
+    """
+    host = config.http.host
+    if keys.api or not listens_to_others(host):
+        return
+    if not config.http.insecure:
+        raise ConfigError(
+            f"on {host} other machines reach this server, and no API key is set: set VECINFER_API_KEY or "
+            "http.api_key_file, listen on 127.0.0.1, or let everybody in with --insecure (http.insecure: true)"
+        )
+    log.warning("everybody who reaches port %d of %s may use this server: it has no API key", config.http.port, host)
 
 
 def _configured(path: Path | None, variable: str, setting: str) -> tuple[str, ...]:

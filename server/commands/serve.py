@@ -38,6 +38,12 @@ def serve(
         str | None, _option("Address to listen on (default: 127.0.0.1, this machine only).", panel="Server")
     ] = None,
     port: Annotated[int | None, _option("Port to listen on (default: 8080).", "--port", "-p", panel="Server")] = None,
+    insecure: Annotated[
+        bool | None, _option("Listen to other machines without an API key.", "--insecure", panel="Server")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, _option("A further name by which this server is called; several times.", panel="Server")
+    ] = None,
     data_dir: Annotated[
         Path | None, _option("Models and artifacts (default: $VECINFER_HOME, else ~/.cache/vecinfer).", panel="Server")
     ] = None,
@@ -72,6 +78,8 @@ def serve(
         "model.context_len": context_len,
         "http.host": host,
         "http.port": port,
+        "http.insecure": insecure,
+        "http.allowed_hosts": allowed_host or None,
         "data_dir": data_dir,
         "engine.max_num_seqs": max_num_seqs,
         "log.level": log_level,

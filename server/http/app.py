@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from starlette.requests import HTTPConnection
 from server.calibration.queue import CalibrationQueue
 from server.config import HTTPConfig, ServerConfig, user_data_dir
 from server.engine.interface import Engine
-from server.http.auth import check_admin, check_api_key
+from server.http.auth import check_admin, check_api_key, holds_key
+from server.http.callers import LOCAL_PAGES, CallerRules
 from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
@@ -74,7 +74,6 @@ ROUTES = (
     RouteGroup(health.router, "none"),
     RouteGroup(metrics.router, "none"),
 )
-LOCAL_PAGES = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
 
 def create_app(
@@ -119,7 +118,7 @@ def create_app(
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.context = context
     add_error_handlers(app, context.metrics.errors)
-    _add_routes(app, access)
+    _add_routes(app, access, CallerRules.of(config.http))
     describe(app, [body for group in ROUTES for body in group.bodies])
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
@@ -133,14 +132,19 @@ def _response_store(config: ServerConfig) -> ResponseStore | None:
     return ResponseStore(user_data_dir(config) / STORE_FILE, http.max_stored_responses, http.max_stored_bytes)
 
 
-def _add_routes(app: FastAPI, keys: AccessKeys) -> None:
+def _add_routes(app: FastAPI, keys: AccessKeys, rules: CallerRules) -> None:
+    async def any_key(connection: HTTPConnection) -> None:
+        if not holds_key(connection, keys):
+            rules.check(connection)
+
     async def api_key(connection: HTTPConnection) -> None:
         check_api_key(connection, keys)
+        await any_key(connection)
 
     async def admin_key(connection: HTTPConnection) -> None:
         check_admin(connection, keys)
 
-    checks = {"api": [Depends(api_key)], "admin": [Depends(admin_key)], "none": []}
+    checks = {"api": [Depends(api_key)], "admin": [Depends(admin_key)], "none": [Depends(any_key)]}
     for group in ROUTES:
         app.include_router(group.router, dependencies=checks[group.key])
 

@@ -25,6 +25,12 @@ def check_api_key(connection: HTTPConnection, keys: AccessKeys) -> None:
         _check_key(connection, (*keys.api, *keys.admin), "API key")
 
 
+def holds_key(connection: HTTPConnection, keys: AccessKeys) -> bool:
+    """Whether a request has a key, wherever it comes from."""
+    given = _given_key(connection)
+    return given is not None and _fits_any(given, (*keys.api, *keys.admin))
+
+
 def check_admin(connection: HTTPConnection, keys: AccessKeys) -> None:
     """Ask for the admin key, whoever calls: an address is no identity, a proxy's is that of all its visitors.
 
@@ -38,14 +44,18 @@ def _check_key(connection: HTTPConnection, keys: tuple[str, ...], what: str) -> 
     given = _given_key(connection)
     if given is None:
         raise AuthenticationError(f"send 'Authorization: Bearer KEY' with the {what}")
-    # Headers are bytes; clients write other letters than ASCII in either of two ways.
-    wanted = [key.encode(coding) for key in keys for coding in ("utf-8", "latin-1") if _fits(key, coding)]
-    # Every key is compared, so that the time taken says nothing about which one is near.
-    if not sum(hmac.compare_digest(given, key) for key in wanted):
+    if not _fits_any(given, keys):
         raise AuthenticationError(f"not the {what}")
 
 
-def _fits(key: str, coding: str) -> bool:
+def _fits_any(given: bytes, keys: tuple[str, ...]) -> bool:
+    # Headers are bytes; clients write other letters than ASCII in either of two ways.
+    wanted = [key.encode(coding) for key in keys for coding in ("utf-8", "latin-1") if _has_form(key, coding)]
+    # Every key is compared, so that the time taken says nothing about which one is near.
+    return sum(hmac.compare_digest(given, key) for key in wanted) > 0
+
+
+def _has_form(key: str, coding: str) -> bool:
     try:
         key.encode(coding)
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ from server.config import LogConfig, ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.http.app import create_app, http_server
-from server.keys import AccessKeys, server_keys
+from server.keys import AccessKeys, check_open, server_keys
 from server.local_servers import announced
 from server.model.wheel import Report
 from server.serving.startup import StartedModel, check_settings, start_up
@@ -37,6 +37,7 @@ def run(config: ServerConfig) -> None:
     setup_logging(config.log)
     check_settings(config)
     keys = server_keys(config)
+    check_open(config, keys)
     artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
     console = Console(stderr=True, soft_wrap=True)
     target: Future[CalibrationTarget] = Future()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from server.loopback import is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -72,16 +73,6 @@ def _admin_key(url: str, file: Path | None) -> str:
     except (OSError, UnicodeDecodeError):
         keys = ()
     return keys[0] if keys else _api_key()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only be this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def raise_for_error(response: httpx.Response) -> None:

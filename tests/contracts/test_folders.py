@@ -17,7 +17,7 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "config", "keys", "local_servers", "terminal", "grammar", "output", "model", "memory",
+        "errors", "loopback", "config", "keys", "local_servers", "terminal", "grammar", "output", "model", "memory",
         "engine", "calibration", "doctor", "http", "serving", "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip

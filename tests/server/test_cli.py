@@ -75,6 +75,13 @@ def test_options_win_over_the_file(started: list[ServerConfig], tmp_path: Path) 
     (config,) = started
     assert (config.http.port, config.http.host) == (7001, "0.0.0.0")
     assert (config.kv_cache.key_bits, config.kv_cache.value_bits) == (4, 3)
+    assert not config.http.insecure and config.http.allowed_hosts == ()
+
+
+def test_who_may_call_is_an_option(started: list[ServerConfig]) -> None:
+    result = _run("serve", "--host", "0.0.0.0", "--insecure", "--allowed-host", "a.example", "--allowed-host", "*.lan")
+    assert result.exit_code == 0, result.output
+    assert started[0].http.insecure and started[0].http.allowed_hosts == ("a.example", "*.lan")
 
 
 @pytest.mark.parametrize(

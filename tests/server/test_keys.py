@@ -10,7 +10,7 @@ import pytest
 
 from server.config import HTTPConfig, ServerConfig
 from server.errors import ConfigError
-from server.keys import AccessKeys, keys_in, load_keys, server_keys
+from server.keys import AccessKeys, check_open, keys_in, load_keys, server_keys
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,18 @@ def test_where_no_key_can_be_kept_it_is_said_and_nothing_is_open(
         keys = server_keys(ServerConfig(data_dir=tmp_path / "file"))
     assert len(keys.admin[0]) >= 40 and keys.admin_file is None
     assert "VECINFER_ADMIN_KEY" in caplog.text and keys.admin[0] not in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.3.2.1"])
+def test_this_machine_needs_no_api_key(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_open(ServerConfig(http=HTTPConfig(host=host)), AccessKeys())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "mini.local", ""])
+def test_other_machines_need_a_key_or_a_word(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_open(ServerConfig(http=HTTPConfig(host=host)), AccessKeys(api=("sk",)))
+    with pytest.raises(ConfigError, match=r"VECINFER_API_KEY.*--insecure"):
+        check_open(ServerConfig(http=HTTPConfig(host=host)), AccessKeys(admin=("adm",)))
+    check_open(ServerConfig(http=HTTPConfig(host=host, insecure=True)), AccessKeys())
+    assert "no API key" in caplog.text
