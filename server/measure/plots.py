@@ -44,13 +44,33 @@ def save_model_plot(rows: Rows, path: Path) -> None:
     _save(figure, axis, path)
 
 
-def _figure() -> tuple[Any, Any]:
+def save_load_plot(rows: Rows, path: Path) -> None:
+    """Tokens a second, seconds to the first text and the longest gaps by load, one line per server and traffic."""
+    names = list(dict.fromkeys(r["arrivals"] for r in rows))
+    out, first, gap = "tokens/s out", "first text, p50 (s)", "gap, p99 (s)"
+    figures = [{out: r["generated_per_s"], first: r["first_s"].get("p50"), gap: r["gap_s"].get("p99")} for r in rows]
+    figure, axes = _figure(3)
+    for axis, label in zip(axes, (out, first, gap), strict=True):
+        for server, case in dict.fromkeys((r["server"], r["case"]) for r in rows):
+            points = {
+                r["arrivals"]: f[label]
+                for r, f in zip(rows, figures, strict=True)
+                if (r["server"], r["case"]) == (server, case)
+            }
+            axis.plot(range(len(names)), [points.get(n) for n in names], "o-", label=f"{case}, {server}")
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axis.set(yscale="log", ylabel=label)
+        axis.grid(alpha=0.3)
+    _save(figure, axes[0], path)
+
+
+def _figure(columns: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    return plt.subplots(figsize=(8, 4), dpi=90, layout="constrained")
+    return plt.subplots(1, columns, figsize=(4 + 4 * columns, 4), dpi=90, layout="constrained")
 
 
 def _save(figure: Any, axis: Any, path: Path) -> None:
