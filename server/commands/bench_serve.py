@@ -98,11 +98,11 @@ def _line(row: LoadRow, width: int) -> str:
 
 
 async def _target(url: str, model: str | None, fields: dict[str, Any]) -> LoadTarget:
-    from server.config import ServerConfig, load_keys
+    from server.config import environment_key
     from server.measure.load.client import LoadTarget, list_models
 
-    keys = load_keys(ServerConfig())
-    headers = {"Authorization": f"Bearer {keys.api[0]}"} if keys.api else {}
+    key = environment_key("VECINFER_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     base = url.rstrip("/").removesuffix("/v1")
     if model is None:
         names = await list_models(base, headers)
