@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.attention import patch
@@ -16,10 +15,11 @@ from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.page_table import PageReservation
+from quant_core.cache.plain_store import CacheCost, cache_costs
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
-from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage
+from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.cache.views import PackedLayer
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
 from quant_core.codec.codec import ModelCodec
@@ -133,6 +133,32 @@ class PackedStore:
         self.layers = {i: PackedLayer(i, c, codec, self.arena, self.backend) for i, c in codec.layers.items()}
         self._snapshots: set[PackedSnapshot] = set()
 
+    @property
+    def max_snapshot_bytes(self) -> int:
+        """What all snapshots' exact tails may take, those of the other live artifact included."""
+        return self.plan.max_snapshot_bytes
+
+    @property
+    def cuts_snapshots(self) -> bool:
+        """False: another length has another exact tail."""
+        return False
+
+    def snapshot_cost(self, num_tokens: int) -> float:
+        """Bytes of a snapshot's tails, sinks and other layers' caches."""
+        window = self.codec.window
+        tail = num_tokens - window.num_code_pages(num_tokens) * PAGE_SIZE + window.num_sink_tokens
+        exact = sum(
+            c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in self.codec.layers.values()
+        )
+        return 2 * exact * tail + sum(cost.nbytes(num_tokens) for cost in self._other_costs)
+
+    @cached_property
+    def _other_costs(self) -> list[CacheCost]:
+        """Of the layers that are not packed."""
+        if len(self.layers) == len(make_prompt_cache(self._model)):
+            return []
+        return [cost for i, cost in enumerate(cache_costs(self._model)) if i not in self.layers]
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages a row of `num_tokens` tokens fills."""
         return num_tokens // PAGE_SIZE
@@ -148,6 +174,15 @@ class PackedStore:
         shared = snapshot.num_pages if snapshot is not None else 0
         pages = self.arena.table.reserve(max(0, self.pages_for(num_tokens) - shared))
         return None if pages is None else PackedReservation(pages, self.plan)
+
+    def may_fit(self, num_tokens: int, n: int, snapshot: PackedSnapshot | None = None) -> bool:
+        """Whether `n` rows may fit once all other snapshots are dropped; forks are taken to share the prompt."""
+        if self.plan.num_rings + n > self.plan.max_rings:
+            return False
+        shared = snapshot.num_pages if snapshot is not None else 0
+        holders = [s.row.pages for s in self._snapshots if s.row is not None and s is not snapshot]
+        table = self.arena.table
+        return self.pages_for(num_tokens) - shared <= table.num_available + table.num_held_by(holders)
 
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> PackedReservation | None:
         """Promise a ring and the pages from the first one that may be unwritten at the fork."""
@@ -169,8 +204,10 @@ class PackedStore:
             fp16,
         )
 
-    def new_row(self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None) -> Caches:
-        """Caches of a fresh row, or of one resumed at the snapshot."""
+    def new_row(
+        self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None, length: int | None = None
+    ) -> Caches:
+        """Caches of a fresh row, or of one resumed at the snapshot, which cannot be cut."""
         if snapshot is None:
             return self._caches(Row(self.arena.table, [], reservation), {}, 0, {})
         assert snapshot.row is not None  # a released snapshot is in no index
@@ -197,7 +234,7 @@ class PackedStore:
                 forks.append(copy.deepcopy(cache))
         return forks
 
-    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> PackedSnapshot | None:
+    def snapshot(self, caches: Caches, tokens: TokenIds) -> PackedSnapshot | None:
         """A snapshot of an extracted row holding exactly `tokens`; None when snapshots have no room for it."""
         first = next(c for c in caches if isinstance(c, VQCache))
         if first.lengths[0] != len(tokens):
@@ -207,6 +244,7 @@ class PackedStore:
         if self.plan.snapshot_bytes + taken.nbytes > self.plan.max_snapshot_bytes:
             taken.release()
             return None
+        taken.evaluate()
         self.plan.snapshot_bytes += taken.nbytes
         self._snapshots.add(taken)
         taken.on_release = self._forget
@@ -239,11 +277,12 @@ class PackedStore:
             PoolError: a layer of the artifact is not packed, or holds more bytes than codes and rings explain.
         """
         proofs = []
+        # Recurrent layers do not know how many tokens they have seen; all layers are equally far.
+        tokens = next((sum(c.lengths) for c in caches if isinstance(c, BatchVQCache)), 0)
         for index, cache in enumerate(caches):
             packed = isinstance(cache, BatchVQCache)
             if index in self.codec.layers and not packed:
                 raise PoolError(f"layer {index} should be packed but its live cache is {type(cache).__name__}")
-            tokens = sum(cache.lengths) if packed else max(1, _tokens(cache))
             proofs.append(LayerProof(index, type(cache).__name__, packed, _nbytes(cache) / max(1, tokens)))
         return tuple(proofs)
 
@@ -281,11 +320,6 @@ def _rows(batches: Iterable[Caches]) -> list[Row]:
     """The rows of each batch, which all its packed layers share."""
     firsts = (next((c for c in batch if isinstance(c, BatchVQCache)), None) for batch in batches)
     return list({id(r): r for first in firsts if first is not None for r in first.rows}.values())
-
-
-def _tokens(cache: Any) -> int:
-    offset = cache.offset
-    return int(np.asarray(offset).sum()) if isinstance(offset, mx.array) else int(offset)
 
 
 def _nbytes(cache: Any) -> int:

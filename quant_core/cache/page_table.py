@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quant_core.errors import PoolError, PoolFullError
 
@@ -151,6 +155,16 @@ class PageTable:
         self._references[page] = 1
         return page
 
+    def num_exclusive(self, pages: Sequence[int]) -> int:
+        """How many of a row's last pages have no other holder; who shares a page shares those before it."""
+        shared = next((i for i, page in enumerate(reversed(pages)) if self._references[page] > 1), None)
+        return len(pages) if shared is None else shared
+
+    def num_held_by(self, holders: Iterable[Sequence[int]]) -> int:
+        """Pages that only these page lists hold."""
+        counts = Counter(page for pages in holders for page in pages)
+        return sum(self._references[page] == count for page, count in counts.items())
+
     def add_reference(self, pages: Iterable[int]) -> None:
         """One more holder for each of `pages`."""
         for page in pages:
@@ -167,6 +181,10 @@ class PageTable:
                     del self._named[name]
                 self._free[page // self.pages_per_slab].append(page)
         self.return_empty_slabs()
+
+    def name(self, page: int) -> bytes | None:
+        """The name of a page, if it has one."""
+        return self._names.get(page)
 
     def canonical(self, page: int, name: bytes) -> int:
         """Name `page`, or find the page that already has the name; the caller swaps its reference to the answer."""
@@ -219,9 +237,9 @@ class PageTable:
         self._free[slab] = list(range(first + self.pages_per_slab - 1, first - 1, -1))
 
 
-def page_name(parent: bytes, tokens: Sequence[int], artifact_id: str) -> bytes:
+def page_name(parent: bytes, tokens: Sequence[int] | NDArray[np.int32], artifact_id: str) -> bytes:
     """The name of a page: hash of its parent's name, its 64 token ids and the artifact its codes are of."""
     digest = hashlib.blake2b(parent, digest_size=16, person=b"vecinfer-page")
     digest.update(artifact_id.encode())
-    digest.update(b"".join(t.to_bytes(4, "little") for t in tokens))
+    digest.update(np.asarray(tokens, "<i4").tobytes())
     return digest.digest()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
-from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage
+from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.errors import PoolError, SpecError
 
 # mlx-lm's caches grow in steps of this many tokens.
@@ -54,8 +55,14 @@ class PlainSnapshot:
         self._store: PlainStore | None = store
         self.caches = caches
         self.length = length
+        self.can_be_cut = all(type(c) is KVCache for c in caches)
         self.nbytes = _row_bytes(caches)
         store.snapshots.add(self)
+
+    @property
+    def exclusive_bytes(self) -> int:
+        """All of it: rows and snapshots share one budget."""
+        return self.nbytes
 
     def release(self) -> None:
         """Drop the copies. Idempotent."""
@@ -98,6 +105,15 @@ class PlainStore:
         """Bytes of a token in the caches that grow without end."""
         return sum(c.token_bytes for c in cache_costs(model) if c.max_tokens is None)
 
+    @cached_property
+    def cuts_snapshots(self) -> bool:
+        """Whether every layer's cache is a list of tokens."""
+        return all(type(c) is KVCache for c in make_prompt_cache(self._model))
+
+    def snapshot_cost(self, num_tokens: int) -> float:
+        """Bytes of a whole row."""
+        return sum(c.nbytes(num_tokens) for c in self._costs)
+
     def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
         """Whether an empty store could hold `n` rows of `num_tokens` tokens."""
         return n <= self.max_num_seqs and n * self._bytes_of_row(num_tokens) <= self.budget_bytes
@@ -115,21 +131,34 @@ class PlainStore:
             return None
         return PlainReservation(self, num_tokens)
 
+    def may_fit(self, num_tokens: int, n: int, snapshot: PlainSnapshot | None = None) -> bool:
+        """Whether `n` rows may fit once all other snapshots are dropped."""
+        rows = len(self.reservations) + n
+        longest = max([num_tokens, *(r.num_tokens for r in self.reservations)])
+        kept = snapshot.nbytes if snapshot is not None else 0
+        return rows <= self.max_num_seqs and rows * self._bytes_of_row(longest) + kept <= self.budget_bytes
+
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> PlainReservation | None:
         """Promise room for a forked row, which is a whole copy."""
         return self.reserve(num_tokens)
 
-    def new_row(self, reservation: PlainReservation | None, snapshot: PlainSnapshot | None = None) -> Caches:
-        """Caches of a fresh row, or of one resumed at the snapshot."""
+    def new_row(
+        self, reservation: PlainReservation | None, snapshot: PlainSnapshot | None = None, length: int | None = None
+    ) -> Caches:
+        """Caches of a fresh row, or of one resumed at the snapshot, cut to `length` if one is given."""
         if snapshot is None:
             return list(make_prompt_cache(self._model))
-        return list(copy.deepcopy(snapshot.caches))
+        caches = list(copy.deepcopy(snapshot.caches))
+        if length is not None and length < snapshot.length:
+            for cache in caches:
+                cache.trim(snapshot.length - length)
+        return caches
 
     def fork(self, caches: Caches, reservation: PlainReservation | None) -> Caches:
         """An independent copy of a single row."""
         return list(copy.deepcopy(caches))
 
-    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> PlainSnapshot | None:
+    def snapshot(self, caches: Caches, tokens: TokenIds) -> PlainSnapshot | None:
         """Evaluated copies of an extracted row; None when snapshots have no room for it."""
         held = next((c.offset for c in caches if type(c) is KVCache), len(tokens))
         if held != len(tokens):

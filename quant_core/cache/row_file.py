@@ -30,6 +30,7 @@ def save_row(path: Path, store: PackedStore, caches: Caches, tokens: Sequence[in
     """
     store.flush([caches])
     snapshot = take_snapshot(caches, tokens, store.arena, store.codec.window)
+    snapshot.evaluate()
     assert snapshot.row is not None  # just taken
     arrays = {"codes": _read_pages(store.arena, snapshot.row.pages)}
     for index, tail in snapshot.tails.items():
@@ -77,7 +78,8 @@ def load_row(path: Path, store: PackedStore, reservation: Any = None) -> tuple[C
     store.arena.write(row.pages, codes)
     tails = {i: RingArrays(*(arrays[f"tail.{i}.{name}"] for name in _RINGS)) for i in store.codec.layers}
     others = {int(i): _restore(int(i), other, arrays) for i, other in json.loads(header["others"]).items()}
-    snapshot = PackedSnapshot(len(tokens), row, tails, others, store.codec.artifact_id)
+    page_bytes = store.arena.layout.page_bytes
+    snapshot = PackedSnapshot(len(tokens), row, tails, others, store.codec.artifact_id, page_bytes)
     caches = store.new_row(reservation, snapshot)
     snapshot.release()
     return caches, tokens

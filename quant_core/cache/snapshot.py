@@ -12,19 +12,21 @@ import numpy as np
 from quant_core.cache.page_table import page_name
 from quant_core.cache.pool import Arena
 from quant_core.cache.row import Row
+from quant_core.cache.store import TokenIds
 from quant_core.cache.vq_cache import VQCache
 from quant_core.codec.arrays import RingArrays
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 
 class PackedSnapshot:
-    """Everything needed to go on at token `length`, evaluated: no lazy slice keeps a batch alive.
+    """Everything needed to go on at token `length`.
 
     Attributes:
         length: tokens held.
         row: owns the page references.
         tails: per packed layer index, rings cut to what is live: `[1, Hkv, n, D]` float16, and the sinks.
         others: caches of layers that are not packed, by index.
+        page_bytes: of a page.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class PackedSnapshot:
         tails: dict[int, RingArrays],
         others: dict[int, Any],
         artifact_id: str,
+        page_bytes: int,
     ) -> None:
         self.length = length
+        self.page_bytes = page_bytes
         self.row = row
         self.tails = tails
         self.others = others
@@ -53,6 +57,20 @@ class PackedSnapshot:
         tails = sum(t.nbytes for t in self.tails.values())
         return int(tails + sum(c.nbytes for c in self.others.values()))
 
+    def evaluate(self) -> None:
+        """Materialise the arrays, so that no lazy slice keeps a batch alive."""
+        mx.eval([t.arrays for t in self.tails.values()], [c.state for c in self.others.values()])
+
+    @property
+    def can_be_cut(self) -> bool:
+        """False: another length has another exact tail."""
+        return False
+
+    @property
+    def exclusive_bytes(self) -> int:
+        """Bytes of the pages that nothing else holds."""
+        return 0 if self.row is None else self.row.table.num_exclusive(self.row.pages) * self.page_bytes
+
     def release(self) -> None:
         """Drop page references and arrays. Idempotent."""
         if self.on_release is not None:
@@ -63,8 +81,11 @@ class PackedSnapshot:
         self.others = {}
 
 
-def take_snapshot(caches: Sequence[Any], tokens: Sequence[int], arena: Arena, window: WindowSpec) -> PackedSnapshot:
-    """A snapshot of a single row that holds exactly `tokens`. Names its pages, so that equal prefixes share them."""
+def take_snapshot(caches: Sequence[Any], tokens: TokenIds, arena: Arena, window: WindowSpec) -> PackedSnapshot:
+    """A snapshot of a single row that holds exactly `tokens`. Names its pages, so that equal prefixes share them.
+
+    Its arrays are lazy and keep the whole batch alive until `evaluate`.
+    """
     length = len(tokens)
     packed = {i: c for i, c in enumerate(caches) if isinstance(c, VQCache)}
     source = next(iter(packed.values()))
@@ -74,8 +95,7 @@ def take_snapshot(caches: Sequence[Any], tokens: Sequence[int], arena: Arena, wi
     start = num_pages * PAGE_SIZE
     tails = {i: _cut_rings(c.rings, start, length) for i, c in packed.items()}
     others = {i: copy.deepcopy(c) for i, c in enumerate(caches) if i not in packed}
-    mx.eval([t.arrays for t in tails.values()], [c.state for c in others.values()])
-    return PackedSnapshot(length, row, tails, others, source.layer.model_codec.artifact_id)
+    return PackedSnapshot(length, row, tails, others, source.layer.model_codec.artifact_id, arena.layout.page_bytes)
 
 
 def resumed_rings(tail: RingArrays, start: int, length: int, window: WindowSpec) -> RingArrays:
@@ -95,9 +115,13 @@ def _without_promise(row: Row, num_pages: int) -> Row:
     return Row(row.table, pages, None)
 
 
-def _share_pages(row: Row, tokens: Sequence[int], artifact_id: str, num_pages: int) -> None:
+def _share_pages(row: Row, tokens: TokenIds, artifact_id: str, num_pages: int) -> None:
     name = b""
     for index in range(num_pages):
+        known = row.table.name(row.pages[index])
+        if known is not None:
+            name = known
+            continue
         name = page_name(name, tokens[index * PAGE_SIZE : (index + 1) * PAGE_SIZE], artifact_id)
         page = row.table.canonical(row.pages[index], name)
         if page != row.pages[index]:

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+TokenIds = Sequence[int] | NDArray[np.int32]
 Caches = list[Any]  # one mlx-lm cache per layer, as BatchGenerator takes and returns them
 
 
@@ -70,6 +74,14 @@ class Snapshot(Protocol):
     def nbytes(self) -> int:
         """Bytes the snapshot holds besides shared pages."""
 
+    @property
+    def exclusive_bytes(self) -> int:
+        """Bytes of room for conversations that its release would give back."""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether rows can resume at any shorter length too."""
+
     def release(self) -> None:
         """Drop page references and arrays. Idempotent."""
 
@@ -83,6 +95,17 @@ class KVStore(Protocol):
 
     artifact_id: str | None
 
+    @property
+    def max_snapshot_bytes(self) -> int:
+        """What all snapshots may take together, shared pages not counted."""
+
+    @property
+    def cuts_snapshots(self) -> bool:
+        """Whether all its snapshots can be cut."""
+
+    def snapshot_cost(self, num_tokens: int) -> float:
+        """Bytes that a snapshot of so many tokens takes besides shared pages."""
+
     def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
         """Whether an empty store could hold `n` rows of `num_tokens` tokens (prompt pages shared)."""
 
@@ -92,16 +115,19 @@ class KVStore(Protocol):
     def reserve(self, num_tokens: int, snapshot: Any = None) -> Reservation | None:
         """Promise room for a row that grows to `num_tokens`, less what `snapshot` already holds; None: not now."""
 
+    def may_fit(self, num_tokens: int, n: int, snapshot: Any = None) -> bool:
+        """Whether `n` rows, the first resumed at `snapshot`, may fit once all other snapshots are dropped."""
+
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> Reservation | None:
         """Promise room for a row forked at `prompt_len` tokens that grows to `num_tokens`; None: not now."""
 
-    def new_row(self, reservation: Any, snapshot: Any = None) -> Caches:
-        """Caches for `BatchGenerator.insert(caches=)`: empty, or resumed at the snapshot's length."""
+    def new_row(self, reservation: Any, snapshot: Any = None, length: int | None = None) -> Caches:
+        """Caches for `BatchGenerator.insert(caches=)`: empty, or resumed at the snapshot's length or a shorter one."""
 
     def fork(self, caches: Caches, reservation: Any) -> Caches:
         """An independent continuation of a single row (from `BatchGenerator.extract_cache`) sharing its pages."""
 
-    def snapshot(self, caches: Caches, tokens: Sequence[int]) -> Snapshot | None:
+    def snapshot(self, caches: Caches, tokens: TokenIds) -> Snapshot | None:
         """A snapshot of an extracted single row that holds exactly `tokens`, evaluated; None when it does not fit."""
 
     def flush(self, batches: Iterable[Caches]) -> int:

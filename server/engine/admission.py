@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from quant_core.cache.store import KVStore, Reservation, Snapshot
 from server.engine.events import EventSink
-from server.engine.prefix_cache import PrefixCache
+from server.engine.prefix_cache import FoundPrefix, PrefixCache, PrefixSpace
 from server.engine.request import EngineEvent, GenerationRequest, is_terminal
 from server.errors import BadRequestError, ContextLengthError, QueueFullError
 
@@ -56,7 +56,12 @@ class Admission:
     """Room for all rows of a request: one reservation per choice; the first one's covers the prompt."""
 
     reservations: tuple[Reservation, ...]
-    snapshot: Snapshot | None
+    found: FoundPrefix | None
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that come from a snapshot."""
+        return self.found.length if self.found is not None else 0
 
 
 class WaitingQueue:
@@ -86,10 +91,10 @@ class WaitingQueue:
                 )
             self._tickets.append(ticket)
 
-    def first(self) -> Ticket | None:
-        """The next to run."""
+    def first(self, skip: Collection[Ticket] = ()) -> Ticket | None:
+        """The next to run, but for those that wait for something else."""
         with self._lock:
-            return self._tickets[0] if self._tickets else None
+            return next((t for t in self._tickets if t not in skip), None)
 
     def remove(self, ticket: Ticket) -> bool:
         """Take a ticket out; False when it does not wait."""
@@ -99,10 +104,10 @@ class WaitingQueue:
             self._tickets.remove(ticket)
             return True
 
-    def expired(self, now_s: float) -> list[Ticket]:
-        """Take out those who waited too long."""
+    def expired(self, now_s: float, spare: Collection[Ticket] = ()) -> list[Ticket]:
+        """Take out those who waited too long, but for those that wait for something else than room."""
         with self._lock:
-            late = [t for t in self._tickets if t.arrived_s < now_s - self.timeout_s]
+            late = [t for t in self._tickets if t.arrived_s < now_s - self.timeout_s and t not in spare]
             for ticket in late:
                 self._tickets.remove(ticket)
             return late
@@ -174,19 +179,31 @@ def reserve(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -
 
     The prompt is reserved once: the other choices fork from the first at its end.
     """
-    # A prompt is scored by reading all of it.
-    scores = request.sampling.prompt_logprobs is not None
-    snapshot = None if scores else prefixes.find(store.artifact_id, request.prompt)
+    found = find_prefix(request, store, prefixes)
     while True:
+        snapshot = found.snapshot if found is not None else None
         reservations = _reserve_rows(request, store, snapshot)
         if reservations is not None:
-            return Admission(reservations, snapshot)
-        if prefixes.evict_oldest(spare=snapshot):
+            return Admission(reservations, found)
+        if store.may_fit(len(request.prompt) + request.max_tokens, request.n, snapshot) and prefixes.evict(
+            "memory", spare=snapshot
+        ):
             continue
-        if snapshot is None:
+        if found is None or not store.may_fit(len(request.prompt) + request.max_tokens, request.n):
             return None
-        prefixes.evict_oldest()
-        snapshot = None
+        found = None
+
+
+def prefix_space(request: GenerationRequest, store: KVStore) -> PrefixSpace:
+    """Whose prefixes a request may find."""
+    return PrefixSpace(store.artifact_id, request.cache_owner)
+
+
+def find_prefix(request: GenerationRequest, store: KVStore, prefixes: PrefixCache) -> FoundPrefix | None:
+    """The longest stored beginning of a prompt; none of one that is scored, since scores come from reading it."""
+    if request.sampling.prompt_logprobs is not None:
+        return None
+    return prefixes.find(prefix_space(request, store), request.tokens)
 
 
 def _reserve_rows(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import greedy_sampler
 
@@ -16,12 +17,15 @@ from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
 from server.engine.generation import hold_rows
-from server.engine.prefix_cache import MIN_SAVED_TOKENS, PrefixCache
+from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
-from server.engine.request import ErrorEvent, PromptEvent
+from server.engine.request import ErrorEvent, GenerationRequest, PromptEvent
 from server.engine.rows import RunningChoice, RunningRequest, ServedModel
 from server.engine.sampler import make_processors, make_sampler
+from server.engine.shared_beginning import cut_segments
+from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
 from server.engine.step_input import StepInput
+from server.engine.store_prefixes import StorePrefixes
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class Batch:
         self.proof: tuple[LayerProof, ...] | None = None
         self._model = ScoringModel(served.model)
         self._served = served
-        self._prefixes = prefixes
+        self._prefixes = StorePrefixes(store, prefixes)
         self._max_num_seqs = max_num_seqs
         self._keep_wired_limit = keep_wired_limit
         self._generator = self._make_generator()
@@ -98,15 +102,19 @@ class Batch:
 
     def start(self, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
-        running = RunningRequest.start(ticket, admission, given)
-        request = running.request
+        request = ticket.request
+        running = RunningRequest.start(ticket, admission, given, self._prefixes.positions(request, admission))
         num_ready = request.n if len(running.segments) == 1 and request.max_tokens > 0 else 1
         with mx.stream(self._generator.stream):
             for index in range(num_ready):
-                caches = self.store.new_row(admission.reservations[index], admission.snapshot)
+                caches = self._new_row(admission, index)
                 self._insert(running, index, caches, running.segments, running.cached)
         running.put(self._prompt_event(running))
         return running
+
+    def reads_beginning_of(self, request: GenerationRequest) -> bool:
+        """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
+        return self._prefixes.is_being_read(request, self.running(), self._cut)
 
     def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:
         """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
@@ -178,6 +186,21 @@ class Batch:
         if request.sampling.prompt_logprobs is not None and index == 0:
             self._model.scores[uid] = PromptScores(request, self._served.vocabulary)
 
+    def _new_row(self, admission: Admission, index: int) -> Caches:
+        found, reservation = admission.found, admission.reservations[index]
+        if found is None:
+            return self.store.new_row(reservation)
+        return self.store.new_row(reservation, found.snapshot, found.length)
+
+    def _cut(self, running: RunningRequest, position: int) -> None:
+        """Let a prompt that is being read stop at `position`, for a snapshot."""
+        g = self._generator
+        unread = {entry[0]: entry[1] for entry in g._unprocessed_sequences}
+        unread |= {uid: entry[0] for uid, entry in zip(g._prompt_batch.uids, g._currently_processing, strict=True)}
+        for uid, row in self.rows.items():
+            if row.running is running and uid in unread:
+                cut_segments(unread[uid], position - running.num_read)
+
     def _drop(self, uid: int) -> None:
         del self.rows[uid]
         self._model.scores.pop(uid, None)
@@ -213,7 +236,7 @@ class Batch:
         """A snapshot where one is wanted, and the other choices at the end of the prompt."""
         prompt, position = running.request.prompt, running.num_read
         if position in running.positions:
-            self._snapshot(prompt[:position], lambda: self._extract(uid))
+            self._prefixes.keep(running, running.request.tokens[:position], lambda: self._extract(uid))
         if position == len(prompt) - 1 and running.request.max_tokens > 0:
             caches = self._extract(uid)
             for index in range(1, running.request.n):
@@ -256,15 +279,9 @@ class Batch:
             return
         if response.prompt_cache is not None:
             caches, tokens = response.prompt_cache, response.all_tokens
-            self._snapshot(tokens, lambda: caches)
         else:
             caches, tokens = self._generator.extract_cache([response.uid])[response.uid]
-            self._snapshot(list(tokens), lambda: caches)
-
-    def _snapshot(self, tokens: Any, extract: Callable[[], Caches]) -> None:
-        if not self._prefixes.has(self.store.artifact_id, tokens):
-            caches = extract()
-            self._prefixes.keep(self.store.artifact_id, tokens, lambda: self.store.snapshot(caches, tokens))
+        self._prefixes.keep(row.running, np.array(tokens, np.int32), lambda: caches)
 
     def _extract(self, uid: int) -> Caches:
         return list(self._generator.extract_cache([uid])[uid][0])

@@ -1,142 +1,213 @@
-"""Snapshots of prefixes: found by longest match, dropped least recently used first. MLX thread only, but no MLX."""
+"""Snapshots of prefixes: found by longest match, dropped by what they save for their bytes. MLX thread only, no MLX."""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from quant_core.cache.store import Snapshot
+from server.engine.prompt_history import PromptHistory, Tokens, common_len
+from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
 
-# A snapshot this near to one that exists saves less than it costs.
-MIN_SAVED_TOKENS = 32
-# Message boundaries kept per prompt: the first ones (shared by many conversations) and the last ones.
-MAX_FIRST_BOUNDARIES = 4
-MAX_LAST_BOUNDARIES = 4
+log = logging.getLogger(__name__)
+
 # Snapshots given up to make room for a new one.
-MAX_EVICTED_FOR_ONE = 4
+MAX_EVICTED_FOR_ONE = 8
 
-_Key = tuple[str | None, int, bytes]
+# Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact.
+EvictionCause = Literal["snapshots", "memory", "artifact"]
+EVICTION_CAUSES: tuple[EvictionCause, ...] = get_args(EvictionCause)
+
+
+@dataclass(frozen=True)
+class PrefixSpace:
+    """Prefixes that may be found by one another: of one artifact (None: exact caches) and one `owner`."""
+
+    artifact_id: str | None
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class FoundPrefix:
+    """A snapshot, and how many of its tokens are resumed (fewer than it holds only where it can be cut)."""
+
+    snapshot: Snapshot
+    length: int
 
 
 @dataclass(frozen=True)
 class PrefixStats:
-    """What the prefix cache holds and did."""
+    """What the prefix cache holds and did; `num_evicted` by cause."""
 
     num_snapshots: int
     nbytes: int
     num_hits: int
     num_misses: int
-    num_evicted: int
+    num_saved_tokens: int
+    num_evicted: dict[str, int]
+
+
+@dataclass(eq=False)
+class _Node:
+    """A snapshot in the tree of prefixes; its parent is the longest other one that it begins with."""
+
+    space: PrefixSpace
+    tokens: Tokens
+    snapshot: Snapshot
+    parent: _Node | None
+    last_used: int
+    children: list[_Node] = field(default_factory=list)
+    num_uses: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return len(self.tokens)
+
+    def worth(self, now: int) -> float:
+        """Tokens that would be read again without it, per request since it was last of use."""
+        gain = self.length - (self.parent.length if self.parent is not None else 0)
+        return gain * (1 + self.num_uses) / (1 + now - self.last_used)
 
 
 class PrefixCache:
-    """All snapshots of all live artifacts."""
+    """All snapshots of all live artifacts, a tree for each space."""
 
     def __init__(self) -> None:
-        self._snapshots: OrderedDict[_Key, Snapshot] = OrderedDict()
-        self._num_by_length: dict[tuple[str | None, int], int] = {}
-        self._num_hits = self._num_misses = self._num_evicted = 0
+        self.history = PromptHistory()
+        # Whether the latest snapshot found room; while none does, nobody should wait for one.
+        self.has_room = True
+        self._roots: dict[PrefixSpace, list[_Node]] = {}
+        self._clock = 0
+        self._num_hits = self._num_misses = self._num_saved_tokens = 0
+        self._num_evicted: Counter[str] = Counter()
 
-    def find(self, artifact_id: str | None, prompt: Sequence[int]) -> Snapshot | None:
+    def find(self, space: PrefixSpace, prompt: Tokens) -> FoundPrefix | None:
         """The longest snapshot that is a prefix of the prompt and leaves at least one token to read."""
-        lengths = sorted(n for a, n in self._num_by_length if a == artifact_id and n < len(prompt))
-        best: _Key | None = None
-        for length, digest in zip(lengths, _digests(prompt, lengths), strict=True):
-            key = (artifact_id, length, digest)
-            best = key if key in self._snapshots else best
-        if best is None:
+        node, length = self._longest(space, prompt[:-1])
+        # A first token that all prompts share is no find.
+        if node is None or length < min(node.length, MIN_SAVED_TOKENS):
             return None
-        self._snapshots.move_to_end(best)
-        return self._snapshots[best]
+        return FoundPrefix(node.snapshot, length)
 
-    def used(self, snapshot: Snapshot | None) -> None:
-        """Count a request that was admitted with (or without) a snapshot."""
-        if snapshot is None:
-            self._num_misses += 1
-        else:
+    def used(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None, name: str) -> None:
+        """Count a request that was admitted with (or without) a snapshot; `name` is for the log."""
+        self._clock += 1
+        if found is not None:
             self._num_hits += 1
+            self._num_saved_tokens += found.length
+            node, _ = self._longest(space, prompt[:-1])
+            if node is not None:
+                node.last_used, node.num_uses = self._clock, node.num_uses + 1
+        else:
+            self._num_misses += 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s", name, self._reason(space, prompt, found))
 
-    def has(self, artifact_id: str | None, tokens: Sequence[int]) -> bool:
-        """Whether exactly these tokens have a snapshot; finding it makes it recent."""
-        key = _key(artifact_id, tokens)
-        if key in self._snapshots:
-            self._snapshots.move_to_end(key)
-        return key in self._snapshots
+    def has(self, space: PrefixSpace, tokens: Tokens) -> bool:
+        """Whether exactly these tokens can be resumed; finding them makes their snapshot recent."""
+        node, length = self._longest(space, tokens)
+        if node is None or length < len(tokens):
+            return False
+        node.last_used = self._clock
+        return True
 
-    def keep(self, artifact_id: str | None, tokens: Sequence[int], take: Callable[[], Snapshot | None]) -> bool:
-        """Take and keep a snapshot of `tokens`, in the place of old ones if it does not fit otherwise."""
+    def keep(self, space: PrefixSpace, tokens: Tokens, take: Callable[[], Snapshot | None]) -> bool:
+        """Take and keep a snapshot of `tokens`, in the place of others if it does not fit otherwise."""
         for _ in range(MAX_EVICTED_FOR_ONE + 1):
             snapshot = take()
             if snapshot is not None:
-                key = _key(artifact_id, tokens)
-                self._snapshots[key] = snapshot
-                self._count(key, 1)
+                self._insert(space, tokens, snapshot)
+                self.has_room = True
                 return True
-            if not self.evict_oldest():
+            if not self.evict("snapshots"):
                 break
+        self.has_room = False
         return False
 
-    def evict_oldest(self, spare: Snapshot | None = None) -> bool:
-        """Drop the least recently used snapshot other than `spare`; False when there is none."""
-        key = next((k for k, s in self._snapshots.items() if s is not spare), None)
-        if key is None:
+    def evict(self, cause: EvictionCause, spare: Snapshot | None = None) -> bool:
+        """Drop the snapshot, other than `spare`, that saves least for its bytes; False when there is none.
+
+        For the memory of a conversation only bytes count that nothing else holds.
+        """
+        nodes = [n for n in self._nodes() if n.snapshot is not spare]
+        freed = {n: n.snapshot.exclusive_bytes for n in nodes} if cause == "memory" else {}
+        useful = [n for n in nodes if freed.get(n)] or nodes
+        if not useful:
             return False
-        self._num_evicted += 1
-        self._drop(key)
+        self._num_evicted[cause] += 1
+        self._drop(min(useful, key=lambda n: n.worth(self._clock) / max(1, n.snapshot.nbytes + freed.get(n, 0))))
         return True
 
     def drop_artifact(self, artifact_id: str | None) -> None:
         """Drop every snapshot of an artifact that is no longer live."""
-        for key in [k for k in self._snapshots if k[0] == artifact_id]:
-            self._drop(key)
+        for node in [n for n in self._nodes() if n.space.artifact_id == artifact_id]:
+            self._num_evicted["artifact"] += 1
+            self._drop(node)
 
     def stats(self) -> PrefixStats:
         """What is held and was done."""
-        nbytes = sum(s.nbytes for s in self._snapshots.values())
-        return PrefixStats(len(self._snapshots), nbytes, self._num_hits, self._num_misses, self._num_evicted)
+        sizes = [node.snapshot.nbytes for node in self._nodes()]
+        return PrefixStats(
+            len(sizes), sum(sizes), self._num_hits, self._num_misses, self._num_saved_tokens, dict(self._num_evicted)
+        )
 
-    def _drop(self, key: _Key) -> None:
-        self._snapshots.pop(key).release()
-        self._count(key, -1)
+    def _nodes(self) -> Iterator[_Node]:
+        stack = [node for roots in self._roots.values() for node in roots]
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children)
+            yield node
 
-    def _count(self, key: _Key, change: int) -> None:
-        number = self._num_by_length.get(key[:2], 0) + change
-        if number:
-            self._num_by_length[key[:2]] = number
-        else:
-            del self._num_by_length[key[:2]]
+    def _longest(self, space: PrefixSpace, tokens: Tokens) -> tuple[_Node | None, int]:
+        """The node that the most leading tokens can be resumed from, and how many those are."""
+        best, length, level = None, 0, self._roots.get(space, [])
+        while level:
+            start, below = length, list[_Node]()
+            for node in level:
+                shared = start + common_len(node.tokens[start:], tokens[start:])
+                if shared == node.length:
+                    best, length, below = node, shared, node.children
+                    break
+                if node.snapshot.can_be_cut and shared > length:
+                    best, length = node, shared
+            level = below
+        return best, length
+
+    def _insert(self, space: PrefixSpace, tokens: Tokens, snapshot: Snapshot) -> None:
+        parent: _Node | None = None
+        level = self._roots.setdefault(space, [])
+        while (below := next((n for n in level if _begins_with(tokens, n.tokens)), None)) is not None:
+            parent, level = below, below.children
+        node = _Node(space, tokens, snapshot, parent, self._clock)
+        node.children = [n for n in level if _begins_with(n.tokens, tokens)]
+        for child in node.children:
+            level.remove(child)
+            child.parent = node
+        level.append(node)
+        # What can be cut also is every shorter one.
+        if snapshot.can_be_cut and parent is not None and parent.snapshot.can_be_cut:
+            self._drop(parent)
+
+    def _drop(self, node: _Node) -> None:
+        level = node.parent.children if node.parent is not None else self._roots[node.space]
+        level.remove(node)
+        level.extend(node.children)
+        for child in node.children:
+            child.parent = node.parent
+        if not self._roots[node.space]:
+            del self._roots[node.space]
+        node.snapshot.release()
+
+    def _reason(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None) -> str:
+        length = found.length if found is not None else 0
+        shared = self.history.shared_len(space, prompt)
+        parted = f"; shares {shared} with an earlier prompt" if shared else "; no earlier prompt begins like it"
+        return f"{length} of {len(prompt)} tokens come from a snapshot{parted}"
 
 
-def snapshot_positions(boundaries: Sequence[int], start: int, prompt_len: int) -> tuple[int, ...]:
-    """Where to take snapshots while reading tokens `start ... prompt_len - 2`: some boundaries and the end.
-
-    Each is at least MIN_SAVED_TOKENS beyond the one before; the end of the prompt, from which the next turn goes on,
-    has precedence over a boundary just before it.
-    """
-    end = prompt_len - 1
-    last = [end] if end - start >= MIN_SAVED_TOKENS else []
-    inner = [b for b in boundaries if start + MIN_SAVED_TOKENS <= b <= end - MIN_SAVED_TOKENS]
-    if len(inner) > MAX_FIRST_BOUNDARIES + MAX_LAST_BOUNDARIES:
-        inner = inner[:MAX_FIRST_BOUNDARIES] + inner[-MAX_LAST_BOUNDARIES:]
-    chosen: list[int] = []
-    for boundary in inner:
-        if not chosen or boundary - chosen[-1] >= MIN_SAVED_TOKENS:
-            chosen.append(boundary)
-    return tuple(chosen + last)
-
-
-def _key(artifact_id: str | None, tokens: Sequence[int]) -> _Key:
-    return artifact_id, len(tokens), next(iter(_digests(tokens, [len(tokens)])))
-
-
-def _digests(tokens: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """Digest of each prefix, in one pass; `lengths` ascend."""
-    running, start, digests = hashlib.blake2b(digest_size=16), 0, []
-    for length in lengths:
-        running.update(array("q", tokens[start:length]).tobytes())
-        digests.append(running.copy().digest())
-        start = length
-    return digests
+def _begins_with(tokens: Tokens, beginning: Tokens) -> bool:
+    return len(tokens) >= len(beginning) and common_len(tokens, beginning) == len(beginning)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from server.grammar.spec import GrammarSpec
 from server.output.deltas import ContentDelta, Delta
@@ -62,6 +66,7 @@ class GenerationRequest:
         stop_token_ids: tokens that end a choice, besides the model's own.
         skip_special_tokens: False leaves the text of special tokens in the answer.
         include_stop: leave the stop string that ended the choice in its text.
+        cache_owner: only prompts of the same owner share a cached beginning.
     """
 
     request_id: str
@@ -78,6 +83,12 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
     include_stop: bool = False
+    cache_owner: str = ""
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int32]:
+        """The prompt as an array."""
+        return np.array(self.prompt, np.int32)
 
 
 @dataclass(frozen=True)

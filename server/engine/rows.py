@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,6 @@ from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
 from server.engine.detokenizer import Vocabulary
 from server.engine.generation import RowStops
-from server.engine.prefix_cache import snapshot_positions
 from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
 from server.engine.sampler import mix, request_seed
 from server.engine.step_input import StepInput
@@ -31,29 +31,36 @@ class RunningRequest:
         choices_left: choices that have not ended.
         seed: of the first choice; the others follow it.
         started_s: the step's clock when it was admitted.
+        shared_lens: by the id of a waiting request, the leading tokens of the prompt that it shares.
         num_unparsed: what looked like tool calls and was told as text, in the choices that ended.
     """
 
     ticket: Ticket
     admission: Admission
     cached: int
-    positions: tuple[int, ...]
+    positions: set[int]
     num_read: int
     choices_left: int
     seed: int
     started_s: float
     num_unparsed: int = 0
+    shared_lens: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
+    def start(
+        cls,
+        ticket: Ticket,
+        admission: Admission,
+        given: StepInput,
+        positions: Iterable[int] = (),
+    ) -> RunningRequest:
         """A request about to read its prompt."""
         request = ticket.request
-        cached = admission.snapshot.length if admission.snapshot is not None else 0
-        positions = snapshot_positions(request.boundaries, cached, len(request.prompt))
+        cached = admission.cached
         # Requests that start in the same step must not share a seed.
         entropy = mix(given.entropy ^ zlib.crc32(request.request_id.encode()))
         seed = request_seed(request.sampling, entropy)
-        return cls(ticket, admission, cached, positions, cached, request.n, seed, given.now_s)
+        return cls(ticket, admission, cached, set(positions), cached, request.n, seed, given.now_s)
 
     @property
     def request(self) -> GenerationRequest:

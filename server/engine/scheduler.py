@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
-from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, reserve
+from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, prefix_space, reserve
 from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
@@ -96,6 +96,8 @@ class Scheduler:
         self._prefill_budget = PrefillBudget(config.prefill_tokens_per_step or default_prefill_tokens())
         self._running: dict[str, tuple[Batch, RunningRequest]] = {}
         self._blocked: Ticket | None = None
+        # Those whose beginning a running request is reading for them.
+        self._joining: set[Ticket] = set()
         self._given = StepInput(0.0, 0)
         self._last_work = StepWork()
         self._was_decoding = False
@@ -134,12 +136,19 @@ class Scheduler:
         self._blocked = None
 
     def admit(self, given: StepInput) -> None:
-        """Start waiting requests in order while they fit; end those that waited too long."""
-        for late in self._waiting.expired(given.now_s):
+        """Start waiting requests in order while they fit; end those that waited too long.
+
+        Those whose beginning is being read already let others pass until it is.
+        """
+        for late in self._waiting.expired(given.now_s, spare=self._joining):
             self._counters.add("queue_timeouts")
             message = f"the request waited {self._waiting.timeout_s:.0f} s for room; retry later"
             self._end(late, ErrorEvent(late.request.request_id, message, "queue_timeout", 429))
-        while (ticket := self._waiting.first()) is not None and self.active is not None:
+        self._joining = set()
+        while (ticket := self._waiting.first(self._joining)) is not None and self.active is not None:
+            if self.active.reads_beginning_of(ticket.request):
+                self._joining.add(ticket)
+                continue
             if ticket is self._blocked or self.num_rows + ticket.request.n > self._config.max_num_seqs:
                 return
             admission = reserve(ticket.request, self.active.store, self.prefixes)
@@ -151,7 +160,8 @@ class Scheduler:
                 message = "the request does not fit the KV memory although nothing else runs; lower max_tokens or n"
                 self._end(ticket, ErrorEvent(ticket.request.request_id, message, "insufficient_memory", 503))
                 continue
-            self.prefixes.used(admission.snapshot)
+            space = prefix_space(ticket.request, self.active.store)
+            self.prefixes.used(space, ticket.request.tokens, admission.found, ticket.request.request_id)
             self._start(self.active, ticket, admission, given)
 
     def generate(self, given: StepInput) -> StepWork:

@@ -9,6 +9,7 @@ from quant_core.cache.store import HeldBytes
 from server.engine.batch import Batch
 from server.engine.counters import Counters
 from server.engine.interface import EngineState, EngineStatus, KVStatus, LayerStatus
+from server.engine.prefix_cache import EVICTION_CAUSES
 from server.engine.scheduler import Scheduler
 
 # Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
@@ -95,5 +96,7 @@ def _prefix_counters(scheduler: Scheduler) -> dict[str, float]:
     return {
         "prefix_hits": stats.num_hits,
         "prefix_misses": stats.num_misses,
-        "snapshots_evicted": stats.num_evicted,
+        "prefix_saved_tokens": stats.num_saved_tokens,
+        "snapshots_evicted": sum(stats.num_evicted.values()),
+        **{f"snapshots_evicted_for_{cause}": stats.num_evicted.get(cause, 0) for cause in EVICTION_CAUSES},
     }

@@ -48,6 +48,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {**_RMS, "hidden_size": 256},
     # One layer in two without rope.
     "smollm3": {**_RMS, "head_dim": 64, "no_rope_layer_interval": 2},
+    # Layers 0 and 2 are recurrent.
+    "qwen3_5": {
+        **_RMS,
+        "head_dim": 64,
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "linear_conv_kernel_dim": 4,
+        "rope_parameters": {
+            "type": "default",
+            "mrope_section": [11, 11, 10],
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+    },
     # Layers 0, 1 and 3, 4 slide; 2 and 5 see everything.
     "gemma3_text": {
         **_RMS,

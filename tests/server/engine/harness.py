@@ -59,6 +59,7 @@ def serving(
     tokenizer: Any,
     store: Callable[[], KVStore] | None = None,
     exits: Exits | None = None,
+    context_len: int = CONTEXT_LEN,
     **engine: Any,
 ) -> Iterator[EngineLoop]:
     """A ready engine; afterwards nothing may be held but snapshots, and the store's books must balance."""
@@ -67,7 +68,7 @@ def serving(
     def start_up() -> Generator[Phase, None, Loaded]:
         yield Phase("load", "tiny", 0.5)
         stores.append(store() if store is not None else PlainStore(model, 64 << 20, 8))
-        return Loaded(model, tokenizer, "tiny", CONTEXT_LEN, stores[0])
+        return Loaded(model, tokenizer, "tiny", context_len, stores[0])
 
     loop = EngineLoop(config(**engine), start_up, exit_process=exits or Exits(), exit_grace_s=0.0)
     loop.start()

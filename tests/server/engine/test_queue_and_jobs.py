@@ -1,12 +1,10 @@
-"""The waiting queue, snapshot placement and look-up, job slices: no MLX needed."""
+"""The waiting queue and job slices: no MLX needed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ import pytest
 from server.engine.admission import Limits, Ticket, WaitingQueue, check_request
 from server.engine.background import JobRunner
 from server.engine.events import BlockingEvents
-from server.engine.prefix_cache import PrefixCache, snapshot_positions
 from server.engine.request import AbortEvent, SamplingParams
 from server.engine.step_input import StepInputSource
 from server.errors import BadRequestError, ContextLengthError, QueueFullError
@@ -28,16 +25,6 @@ class Roomy:
 
     def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
         return num_tokens * n <= 150
-
-
-@dataclass
-class FakeSnapshot:
-    length: int
-    nbytes: int = 1
-    released: bool = False
-
-    def release(self) -> None:
-        self.released = True
 
 
 def ticket(name: str) -> Ticket:
@@ -104,46 +91,6 @@ def test_what_can_never_run_is_refused(changes: dict[str, Any], error: type[Exce
     with pytest.raises(error, match=words):
         check(**changes)
     check()
-
-
-def test_snapshot_positions_are_worth_their_cost() -> None:
-    assert snapshot_positions((), 0, 33) == (32,)
-    assert snapshot_positions((), 0, 32) == ()
-    assert snapshot_positions((40, 60, 100, 130), 0, 141) == (40, 100, 140)
-    assert snapshot_positions((40, 100), 40, 141) == (100, 140)
-    assert snapshot_positions((), 120, 141) == ()
-    assert len(snapshot_positions(tuple(range(100, 4000, 100)), 0, 4100)) == 9
-
-
-def test_the_longest_prefix_that_leaves_a_token_is_found() -> None:
-    prefixes, tokens = PrefixCache(), prompt(50)
-    for length in (10, 20, 50):
-        assert prefixes.keep("x", tokens[:length], partial(FakeSnapshot, length))
-    for wanted, asked in ((20, tokens), (50, (*tokens, 1)), (10, tokens[:20]), (10, (*tokens[:15], 1, 2))):
-        found = prefixes.find("x", asked)
-        assert found is not None and found.length == wanted
-    assert prefixes.find("x", tokens[:10]) is None
-    assert prefixes.find("other", tokens) is None
-
-
-def test_the_least_recently_used_snapshot_goes_first() -> None:
-    prefixes, tokens = PrefixCache(), prompt(50)
-    kept = {n: FakeSnapshot(n) for n in (10, 20, 30)}
-    for n, snapshot in kept.items():
-        prefixes.keep(None, tokens[:n], partial(lambda s: s, snapshot))
-    assert prefixes.find(None, tokens[:11]) is kept[10]
-    assert prefixes.evict_oldest() and kept[20].released
-    assert prefixes.evict_oldest(spare=kept[30]) and kept[10].released
-    prefixes.drop_artifact(None)
-    assert kept[30].released and not prefixes.evict_oldest()
-
-
-def test_keeping_makes_room_by_evicting() -> None:
-    prefixes, tokens = PrefixCache(), prompt(50)
-    old = FakeSnapshot(10)
-    prefixes.keep(None, tokens[:10], lambda: old)
-    assert prefixes.keep(None, tokens[:20], lambda: FakeSnapshot(20) if old.released else None)
-    assert not prefixes.keep(None, tokens[:30], lambda: None)
 
 
 class FakeTime:

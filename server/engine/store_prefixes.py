@@ -1,0 +1,59 @@
+"""The prefix cache as the prompts of one store use it: where they leave snapshots, and whose reading they wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from quant_core.cache.store import Caches, KVStore
+from server.engine.admission import Admission, find_prefix, prefix_space
+from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_history import Tokens
+from server.engine.request import GenerationRequest
+from server.engine.rows import RunningRequest
+from server.engine.shared_beginning import is_being_read
+from server.engine.snapshot_spacing import regular_positions, regular_spacing, snapshot_positions
+
+
+class StorePrefixes:
+    """Prefixes of one store's prompts. MLX thread only."""
+
+    def __init__(self, store: KVStore, prefixes: PrefixCache) -> None:
+        self._store = store
+        self._prefixes = prefixes
+
+    def positions(self, request: GenerationRequest, admission: Admission) -> tuple[int, ...]:
+        """Where a prompt leaves snapshots. It is remembered, so that later ones see where they part from it."""
+        store, history, space = self._store, self._prefixes.history, prefix_space(request, self._store)
+        start, length = admission.cached, len(request.prompt)
+        parting = history.shared_len(space, request.tokens)
+        history.add(space, request.tokens)
+        if store.cuts_snapshots:  # the last one serves for all
+            return snapshot_positions((), start, length)
+        spacing = regular_spacing(start, length, store.snapshot_cost, store.max_snapshot_bytes)
+        regular = regular_positions(start, length, spacing) if spacing is not None else ()
+        return snapshot_positions(request.boundaries, start, length, regular, parting)
+
+    def keep(self, running: RunningRequest, tokens: Tokens, extract: Callable[[], Caches]) -> None:
+        """A snapshot of a row that holds exactly `tokens`, unless there is one."""
+        space = prefix_space(running.request, self._store)
+        if not self._prefixes.has(space, tokens):
+            caches = extract()
+            self._prefixes.keep(space, tokens, lambda: self._store.snapshot(caches, tokens))
+
+    def is_being_read(
+        self, request: GenerationRequest, running: Iterable[RunningRequest], cut: Callable[[RunningRequest, int], None]
+    ) -> bool:
+        """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
+        if not self._prefixes.has_room or request.sampling.prompt_logprobs is not None:
+            return False
+        space = prefix_space(request, self._store)
+        readers = [
+            r
+            for r in running
+            if prefix_space(r.request, self._store) == space and r.num_read < len(r.request.prompt) - 1
+        ]
+        if not readers:
+            return False
+        found = find_prefix(request, self._store, self._prefixes)
+        cached = found.length if found is not None else 0
+        return is_being_read(request.request_id, request.tokens, cached, readers, cut)

@@ -1,0 +1,45 @@
+"""Where snapshots are taken."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from server.engine.shared_beginning import cut_segments
+from server.engine.snapshot_spacing import regular_positions, regular_spacing, snapshot_positions
+
+
+def test_positions_are_worth_their_cost() -> None:
+    assert snapshot_positions((), 0, 33) == (32,)
+    assert snapshot_positions((), 0, 32) == ()
+    assert snapshot_positions((40, 60, 100, 130), 0, 141) == (40, 100, 140)
+    assert snapshot_positions((40, 100), 40, 141) == (100, 140)
+    assert snapshot_positions((), 120, 141) == ()
+    assert len(snapshot_positions(tuple(range(100, 4000, 100)), 0, 4100)) == 9
+
+
+@pytest.mark.parametrize("start", [0, 700, 769])
+def test_regular_positions_leave_no_gap_of_more_than_256_tokens(start: int) -> None:
+    boundaries, length = tuple(range(60, 3000, 70)), 3000
+    positions = snapshot_positions(boundaries, start, length, regular_positions(start, length, 256), parting=1111)
+    assert 1111 in positions and positions[-1] == length - 1
+    places = [max(512, start), *(p for p in positions if p >= 512)]
+    assert max(b - a for a, b in pairwise(places)) <= 256
+
+
+def test_spacing_follows_what_a_snapshot_costs() -> None:
+    assert regular_spacing(0, 4096, lambda n: 1.0, 60) == 256
+    assert regular_spacing(0, 4096, lambda n: 10.0, 120) == 1024
+    assert regular_spacing(0, 4096, lambda n: 10.0, 39) is None
+    # Whole float16 rows: each costs what its tokens do.
+    assert regular_spacing(0, 4096, lambda n: n, 4 * 2048) == 2048
+
+
+def test_a_running_prompt_is_cut_where_another_parts_from_it() -> None:
+    segments = [[1, 2, 3], [4, 5, 6], [7]]
+    cut_segments(segments, 4)
+    assert segments == [[1, 2, 3], [4], [5, 6], [7]]
+    cut_segments(segments, 3)
+    cut_segments(segments, 0)
+    assert segments == [[1, 2, 3], [4], [5, 6], [7]]
