@@ -1,11 +1,14 @@
 // vq_attention_merge: joins the partial softmaxes of one query and takes the output out of code space.
 //
-// What       o~ = sum_w exp2(max_w - max) o~_w / sum_w exp2(max_w - max) sum_w;  out = o~ T^-1 + mean
+// What       o~ = sum_w exp2(max_w - max) o~_w / sum_w exp2(max_w - max) sum_w;  out = o~ T^-1 + mean.
+//            A learned sink of score s, one more term of the denominator, leaves the tokens their share of out:
+//            sum / (sum + exp2(s log2(e) - max)).
 // Inputs     partial_out [W, Hkv, N, D] f32, partial_max, partial_sum [W, Hkv, N] f32, inverse [Hkv, D, D] f32,
-//            mean [Hkv, D] f32, runs [B, 2] i32: first work item of the row, how many; num_kv_heads [1] i32
+//            mean [Hkv, D] f32, sink_logits [Hq] any float (read with SINKS only), runs [B, 2] i32: first work item
+//            of the row, how many; sizes [2] i32: Hkv, L
 // Outputs    out [B, Hq, L, D] OUT
 // Launch     grid (PARTS * WIDTH, Hkv * N, B), threadgroup (PARTS * WIDTH, 1, 1); WIDTH = D rounded up to 32
-// Template   OUT | HEAD_DIM | PARTS 2,4: threads that share a channel
+// Template   OUT | HEAD_DIM | PARTS 2,4: threads that share a channel | SINKS 0,1: the layer has learned sinks
 // Memory     threadgroup: (MAX_RUNS + (PARTS + 1) * HEAD_DIM) f32
 // Bytes      reads (D + 2) * 4 per work item and query, and D * D * 4 per query
 // Numerics   f32; every row has at least one visible token
@@ -63,7 +66,7 @@ if (thread_id < HEAD_DIM) {
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
 // 3. times T^-1, plus the mean
-const int kv_head = int(threadgroup_position_in_grid.y) / (int(threadgroups_per_grid.y) / num_kv_heads[0]);
+const int kv_head = int(threadgroup_position_in_grid.y) / (int(threadgroups_per_grid.y) / sizes[0]);
 if (channel < HEAD_DIM) {
   float total = 0.0f;
   const device float* column = inverse + size_t(kv_head) * (HEAD_DIM * HEAD_DIM) + channel;
@@ -79,6 +82,10 @@ if (thread_id < HEAD_DIM) {
   float total = mean[kv_head * HEAD_DIM + thread_id];
   for (int p = 0; p < PARTS; ++p) {
     total += shares[p * HEAD_DIM + thread_id];
+  }
+  if (SINKS) {
+    const float sink = float(sink_logits[int(threadgroup_position_in_grid.y) / sizes[1]]) * 1.44269504088896f;
+    total *= sum / (sum + metal::fast::exp2(sink - top));
   }
   out[(size_t(row) * num_queries + query) * HEAD_DIM + size_t(thread_id)] = OUT(total);
 }

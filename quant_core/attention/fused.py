@@ -86,22 +86,29 @@ def attend_row_fused(
     values: mx.array,
     codec: LayerCodec,
     window: WindowSpec,
+    sink_logits: mx.array | None = None,
 ) -> mx.array:
     """`queries [Hq, L, D]` of one row over the columns `k~, v~ [Hkv, C, D]` of `plan`: `[Hq, L, Dv]` in their dtype.
 
+    Args:
+        sink_logits: `[Hq]`, learned sinks' scores, one more term of each softmax's denominator.
+
     Cost:
-        The row's keys of this layer once more in float16, and a mask `[L, C]`.
+        The row's keys of this layer once more in float16, and a mask `[L, C]`; with sinks the values once more too.
     """
     num_heads, length, _ = queries.shape
+    transform, inverse, mean = _halves(codec.values)
     out = mx.fast.scaled_dot_product_attention(
         queries[None].astype(mx.float16),
         raw_keys(keys, plan, codec, window)[None],
-        values[None],
+        # Beside a sink the tokens' weights do not add up to one, so the mean is added to every value.
+        values[None] if sink_logits is None else (values + mean @ transform)[None],
         scale=scale,
         mask=_mask(plan, window),
+        sinks=None if sink_logits is None else sink_logits.astype(mx.float16),
     )
-    _, inverse, mean = _halves(codec.values)
-    turned = mx.addmm(mean, out.reshape(codec.num_kv_heads, -1, out.shape[-1]), inverse)
+    out = out.reshape(codec.num_kv_heads, -1, out.shape[-1])
+    turned = mx.addmm(mean, out, inverse) if sink_logits is None else out @ inverse
     return turned.reshape(num_heads, length, -1).astype(queries.dtype)
 
 

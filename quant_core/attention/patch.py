@@ -1,12 +1,16 @@
-"""The one name of mlx-lm that is patched, so that every architecture reaches our attention.
+"""The names of mlx-lm that are patched, so that every architecture reaches our attention.
 
 `mlx_lm.models.base.scaled_dot_product_attention` calls the module global `quantized_scaled_dot_product_attention`
 whenever the layer's cache has an attribute `bits`. Our caches have one, and their `update_and_fetch` returns an
-AttentionView in the place of keys and of values.
+AttentionView in the place of keys and of values. Layers with learned sinks are refused before that call, so they are
+met one call earlier: in every model's module that took the outer function by name.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import wraps
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
@@ -15,31 +19,65 @@ from mlx_lm.models import base
 from quant_core.errors import KernelError
 
 _ORIGINAL = "_vecinfer_original"
+_OUTER = "scaled_dot_product_attention"
 
 
 @runtime_checkable
 class AttentionView(Protocol):
     """What `update_and_fetch` returns for keys and for values (the same object twice)."""
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
-        """Attention of `queries [B, Hq, L, D]` over the view, causal by true positions: `[B, Hq, L, Dv]`."""
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
+        """Attention of `queries [B, Hq, L, D]` over the view, causal by true positions: `[B, Hq, L, Dv]`.
+
+        `sink_logits [Hq]`: a learned sink of every head, one more term of the softmax's denominator.
+        """
 
 
 def install() -> None:
-    """Patch mlx-lm's quantised attention. Idempotent; reversed by `uninstall()`."""
+    """Patch mlx-lm's attention. Idempotent, but for models loaded since; reversed by `uninstall()`."""
+    if not is_installed():
+        _install_inner()
+    outer = base.scaled_dot_product_attention
+    if not hasattr(outer, _ORIGINAL):
+        outer = _with_sinks(outer)
+    for module in _modules_with(getattr(outer, _ORIGINAL)):
+        setattr(module, _OUTER, outer)
+
+
+def _install_inner() -> None:
     original = base.quantized_scaled_dot_product_attention
-    if hasattr(original, _ORIGINAL):
-        return
 
     def dispatch(queries: mx.array, q_keys: Any, q_values: Any, scale: float, mask: Any, **kwargs: Any) -> Any:
         if isinstance(q_keys, AttentionView):
-            if isinstance(mask, mx.array):
-                raise KernelError("this model masks attention with an array of its own; the layer cannot be packed")
-            return q_keys.attend(queries, scale)
+            return _attend(q_keys, queries, scale, mask)
         return original(queries, q_keys, q_values, scale=scale, mask=mask, **kwargs)
 
     setattr(dispatch, _ORIGINAL, original)
     base.quantized_scaled_dot_product_attention = dispatch
+
+
+def _with_sinks(original: Any) -> Any:
+    @wraps(original)
+    def dispatch(
+        queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: mx.array | None = None
+    ) -> Any:
+        if sinks is not None and isinstance(keys, AttentionView):
+            return _attend(keys, queries, scale, mask, sinks)
+        return original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    setattr(dispatch, _ORIGINAL, original)
+    return dispatch
+
+
+def _attend(view: AttentionView, queries: mx.array, scale: float, mask: Any, *sinks: mx.array) -> mx.array:
+    if isinstance(mask, mx.array):
+        raise KernelError("this model masks attention with an array of its own; the layer cannot be packed")
+    return view.attend(queries, scale, *sinks)
+
+
+def _modules_with(function: Any) -> list[ModuleType]:
+    """Modules in which the outer function's name means `function`."""
+    return [m for m in list(sys.modules.values()) if isinstance(m, ModuleType) and vars(m).get(_OUTER) is function]
 
 
 def patch_mlx_lm_for_fused_sdpa(model: Any = None) -> None:
@@ -52,6 +90,9 @@ def uninstall() -> None:
     base.quantized_scaled_dot_product_attention = getattr(
         base.quantized_scaled_dot_product_attention, _ORIGINAL, base.quantized_scaled_dot_product_attention
     )
+    outer = base.scaled_dot_product_attention
+    for module in _modules_with(outer):
+        setattr(module, _OUTER, getattr(outer, _ORIGINAL, outer))
 
 
 def is_installed() -> bool:

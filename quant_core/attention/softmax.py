@@ -41,6 +41,10 @@ class Partial:
         """The attention output `[..., N, D]`."""
         return self.acc / self.running_sum[..., None]
 
+    def share(self, sink_logits: mx.array) -> mx.array:
+        """What of a query's attention its tokens get beside a learned sink's score: `[..., N, 1]`."""
+        return (self.running_sum / (self.running_sum + mx.exp(sink_logits - self.running_max)))[..., None]
+
 
 def attend_block(scores: mx.array, bias: mx.array | None, values: mx.array, shift: mx.array | None = None) -> Partial:
     """Softmax state of one block: `scores [..., N, T]` float32 plus `bias` (0 or MASKED), `values [..., T, D]`.
@@ -68,6 +72,18 @@ def _attend_block_on_host(scores: mx.array, values: mx.array, shift: mx.array | 
     acc = mx.array(weights).astype(values.dtype) @ values
     running_max = mx.array(top) if shift is None else mx.array(top) + shift
     return Partial(running_max, mx.array(weights.sum(-1)), acc.astype(mx.float32))
+
+
+def softmax(scores: mx.array, sink_logits: mx.array | None = None) -> mx.array:
+    """Weights of `scores [B, Hkv, G, L, T]`; a learned sink's score is one more term of the denominator.
+
+    `sink_logits [Hq]`: of every query head.
+    """
+    weights = mx.softmax(scores, axis=-1)
+    if sink_logits is None:
+        return weights
+    sinks = sink_logits.astype(mx.float32).reshape(*scores.shape[1:3], 1, 1)
+    return weights * mx.sigmoid(mx.logsumexp(scores, axis=-1, keepdims=True) - sinks)
 
 
 def visibility_bias(visible: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> mx.array | None:

@@ -72,8 +72,12 @@ def attend_row(
     history: Iterable[Block],
     codec: LayerCodec,
     window: WindowSpec,
+    sink_logits: mx.array | None = None,
 ) -> mx.array:
     """Attention of a prompt chunk's `queries [Hq, L, D]` at positions `start ...` of one row: `[Hq, L, Dv]`.
+
+    Args:
+        sink_logits: `[Hq]`, learned sinks' scores, one more term of each softmax's denominator.
 
     Cost:
         One block of history and its scores at a time: every block is evaluated.
@@ -91,9 +95,19 @@ def attend_row(
     for first, keys, values in history:
         state = state.merge(attend_codes(grouped, first, keys[None], values[None], code_ends[None], codec, window))
         mx.eval(state.running_max, state.running_sum, state.acc)
-    return (
-        code_space.values_out(state.normalize()[0], codec.values).reshape(num_heads, length, -1).astype(queries.dtype)
-    )
+    out = attended(state, codec, sink_logits)[0]
+    return out.reshape(num_heads, length, -1).astype(queries.dtype)
+
+
+def attended(state: Partial, codec: LayerCodec, sink_logits: mx.array | None) -> mx.array:
+    """Attention's output `[B, Hkv, N, Dv]` float32 of the state of all columns, out of code space."""
+    out = code_space.values_out(state.normalize(), codec.values)
+    if sink_logits is None:
+        return out
+    heads, num_queries = state.running_max.shape[1:]
+    per_head = sink_logits.astype(mx.float32).reshape(heads, -1)
+    # The mean is part of every value, so it shrinks too.
+    return out * state.share(mx.repeat(per_head, num_queries // per_head.shape[1], axis=1))
 
 
 def group_queries(queries: mx.array, scale: float, num_kv_heads: int) -> mx.array:

@@ -275,9 +275,13 @@ def attention(kernels: KernelFactory, step: DecodeStep, target_groups: int) -> m
         output_dtypes=[mx.float32] * 3,
     )  # fmt: skip
     parts, threads = _parts(value_dim)
+    sinks = step.sink_logits
     (out,) = kernels("vq_attention_merge")(
-        inputs=[*partials, codec.values.inverse, codec.values.mean, plan.runs, ints(heads)],
-        template=[("OUT", queries.dtype), ("HEAD_DIM", value_dim), ("PARTS", parts)],
+        inputs=[
+            *partials, codec.values.inverse, codec.values.mean, no_sink_logits() if sinks is None else sinks,
+            plan.runs, ints(heads, length),
+        ],
+        template=[("OUT", queries.dtype), ("HEAD_DIM", value_dim), ("PARTS", parts), ("SINKS", sinks is not None)],
         grid=(threads, heads * n, batch), threadgroup=(threads, 1, 1),
         output_shapes=[(batch, num_heads, length, value_dim)], output_dtypes=[queries.dtype],
     )  # fmt: skip
@@ -303,6 +307,12 @@ def _sinks(rings: RingArrays, window: WindowSpec) -> tuple[mx.array, mx.array]:
 @lru_cache(maxsize=1)
 def _no_sinks() -> tuple[mx.array, mx.array]:
     return mx.zeros((8,), mx.float16), mx.zeros((8,), mx.float16)
+
+
+@lru_cache(maxsize=1)
+def no_sink_logits() -> mx.array:
+    """In the place of learned sinks where there are none; not read."""
+    return mx.zeros((8,))
 
 
 @lru_cache(maxsize=1)

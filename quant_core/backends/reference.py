@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from quant_core.attention.softmax import Partial, attend_block, visibility_bias
-from quant_core.attention.streaming import attend_codes, group_queries
+from quant_core.attention.streaming import attend_codes, attended, group_queries
 from quant_core.codec import arrays
 from quant_core.codec import space as code_space
 from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
@@ -123,7 +123,7 @@ class ReferenceBackend:
             count = min(BLOCK_PAGES, last_page - first)
             keys, values = _gather_pages(codes, slice(None), first, count, codec)
             state = state.merge(attend_codes(grouped, first * PAGE_SIZE, keys, values, code_ends, codec, window))
-        out = code_space.values_out(state.normalize(), codec.values)
+        out = attended(state, codec, step.sink_logits)
         return out.reshape(batch, num_heads, length, -1).astype(queries.dtype)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from quant_core.backends.cuda import by_name
 from quant_core.backends.kernel_text import host_numbers, read, strip_comments
+from quant_core.backends.launch import no_sink_logits
 from quant_core.codec.arrays import DecodeStep
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
@@ -41,7 +42,8 @@ _NUM_TICKETS = 64
 
 INPUTS = (
     "queries", "pool", "page_table", "ring_keys", "ring_values", "sink_keys", "sink_values", "key_tables",
-    "value_tables", "steps", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean", "rows",
+    "value_tables", "steps", "query_frags", "key_mean", "channels", "trig", "value_inverse", "value_mean",
+    "sink_logits", "rows",
     "params", "tickets",
 )  # fmt: skip
 OUTPUTS = ("out", "partial", "split_stats")
@@ -72,7 +74,7 @@ class Variant:
     def body(self) -> str:
         """The source that MLX wraps: a call of `attend` for these template arguments."""
         arguments = ", ".join("const_cast<int*>(tickets)" if n == "tickets" else n for n in INPUTS + OUTPUTS)
-        config = f"Config<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, ::vecinfer_mma::{self.math}>"
+        config = f"Config<T, D, KD, VD, KG, VG, HKV, GQA, L, PERM, SINKS, ::vecinfer_mma::{self.math}>"
         return f"::vecinfer_mma::attend<::vecinfer_mma::{config}>({{{arguments}}});"
 
 
@@ -270,7 +272,7 @@ class _Shape:
 
 
 @kept_with_codec
-def _shape(codec: LayerCodec, dtype: mx.Dtype, num_heads: int, new_len: int) -> _Shape:
+def _shape(codec: LayerCodec, dtype: mx.Dtype, num_heads: int, new_len: int, has_sinks: bool) -> _Shape:
     hkv, gqa_factor = codec.num_kv_heads, num_heads // codec.num_kv_heads
     columns = gqa_factor * new_len
     tables, prepared = _tables(codec, columns), _prepare(codec)
@@ -284,7 +286,7 @@ def _shape(codec: LayerCodec, dtype: mx.Dtype, num_heads: int, new_len: int) -> 
         [
             ("T", dtype), ("D", codec.keys.spec.head_dim), ("KD", keys.subvec_dim), ("VD", values.subvec_dim),
             ("KG", keys.num_codebooks), ("VG", values.num_codebooks), ("HKV", hkv), ("GQA", gqa_factor),
-            ("L", new_len), ("PERM", prepared.permuted),
+            ("L", new_len), ("PERM", prepared.permuted), ("SINKS", has_sinks),
         ],
         columns,
         hkv * -(-columns // _MAX_COLUMNS),
@@ -356,7 +358,8 @@ class AttentionMma:
         """Attention on tensor cores; see KernelBackend.vq_attention."""
         queries, rings, codes, codec, window = step.queries, step.rings, step.codes, step.codec, step.window
         batch, num_heads, new_len, dim = queries.shape
-        shape = _shape(codec, queries.dtype, num_heads, new_len)
+        learned = step.sink_logits
+        shape = _shape(codec, queries.dtype, num_heads, new_len, learned is not None)
         rows = _rows(step.starts, new_len, window, shape.blocks_per_split, shape.page_bytes, self._resident)
         plan = rows.plan
         pairs = batch * shape.blocks_per_split
@@ -371,7 +374,8 @@ class AttentionMma:
                 queries, codes.pool, codes.page_table, rings.ring_keys, rings.ring_values,
                 rings.sink_keys if sinks else rings.ring_keys, rings.sink_values if sinks else rings.ring_values,
                 *shape.arrays[:6], _trig(codec.rotary, dim, window.bucket_len, rows.num_buckets), *shape.arrays[6:],
-                rows.table, params, self._next_tickets(pairs),
+                no_sink_logits() if learned is None else learned.astype(mx.float32), rows.table, params,
+                self._next_tickets(pairs),
             ],
             template=shape.template,
             grid=(plan.num_splits * NUM_THREADS, shape.blocks_per_split, batch),

@@ -58,11 +58,11 @@ class DecodeView:
         self._layer, self._rings, self._rows, self._starts = layer, rings, rows, starts
         self.dtype = dtype
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Fused attention over codes and exact tokens."""
         layer = self._layer
         codes = layer.arena.codes(self._rows, layer.arena.layout.layers[layer.index])
-        step = DecodeStep(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window)
+        step = DecodeStep(queries, scale, self._starts, self._rings, codes, layer.codec, layer.window, sink_logits)
         return layer.backend.vq_attention(step)
 
 
@@ -145,7 +145,7 @@ class PrefillView:
         self._layer, self._rows, self._codes, self._live = layer, rows, codes, live
         self.dtype = dtype
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Streaming attention. Starts the work, and waits for the layer before the last one: a lazy graph would keep
         all layers' reconstructed history alive, waiting for each would leave a GPU idle while the next one is built."""
         layer, out = self._layer, []
@@ -155,21 +155,21 @@ class PrefillView:
                 dim = layer.codec.values.spec.head_dim
                 out.append(mx.zeros((queries.shape[1], padding, dim), queries.dtype))
                 continue
-            result = self._attend_row(queries[row.index, :, : row.length], scale, row)
+            result = self._attend_row(queries[row.index, :, : row.length], scale, row, sink_logits)
             out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
         stacked = mx.stack(out) if len(out) > 1 else out[0][None]
         mx.async_eval(stacked, self._live)  # type: ignore[no-untyped-call]
         layer.arena.started(stacked)
         return stacked
 
-    def _attend_row(self, queries: mx.array, scale: float, row: PrefillRow) -> mx.array:
+    def _attend_row(self, queries: mx.array, scale: float, row: PrefillRow, sink_logits: mx.array | None) -> mx.array:
         codec, window = self._layer.codec, self._layer.window
         if can_fuse(codec, row.start + row.length, window):
             plan = plan_columns(row.start, row.length, window)
             new = self._new_vectors(row, plan)
             keys, values = self._layer.backend.vq_columns(self._codes, row.index, plan, row.rings, new, codec, window)
-            return attend_row_fused(queries, scale, plan, keys, values, codec, window)
-        return attend_row(queries, scale, row.start, row.exact(window), self._history(row), codec, window)
+            return attend_row_fused(queries, scale, plan, keys, values, codec, window, sink_logits)
+        return attend_row(queries, scale, row.start, row.exact(window), self._history(row), codec, window, sink_logits)
 
     def _new_vectors(self, row: PrefillRow, plan: ColumnPlan) -> NewVectors:
         codec = self._layer.codec

@@ -13,6 +13,7 @@ class CaptureCache:
     Attributes:
         keys, values: `[1, Hkv, T, D]` of all tokens so far, None before the first.
         queries: `[1, Hq, L, D]` of each forward pass that reached the patched attention.
+        has_sinks: the last one had learned sinks.
     """
 
     # mlx-lm's attention dispatches to the quantised function when a cache has `bits` (see quant_core.attention.patch).
@@ -24,6 +25,7 @@ class CaptureCache:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.queries: list[mx.array] = []
+        self.has_sinks = False
 
     @property
     def offset(self) -> int:
@@ -39,12 +41,15 @@ class CaptureCache:
             self.values = mx.concatenate([self.values, values], axis=2)
         return self, self
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Exact causal attention of `queries [1, Hq, L, D]`, which are kept."""
         assert self.keys is not None and self.values is not None  # update_and_fetch came first
         self.queries.append(queries)
+        self.has_sinks = sink_logits is not None
         mask = "causal" if queries.shape[2] > 1 else None
-        return mx.fast.scaled_dot_product_attention(queries, self.keys, self.values, scale=scale, mask=mask)
+        return mx.fast.scaled_dot_product_attention(
+            queries, self.keys, self.values, scale=scale, mask=mask, sinks=sink_logits
+        )
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """None or "causal", as for mlx-lm's plain cache."""

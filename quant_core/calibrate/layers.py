@@ -33,6 +33,7 @@ class LayerGeometry:
         num_kv_heads, num_q_heads: Hkv, Hq.
         key_dim, value_dim: D of keys and of values.
         rotary: R(p), verified on the layer's own keys; None: position-blind.
+        learned_sinks: its softmax has a learned sink for every query head.
     """
 
     num_kv_heads: int
@@ -40,6 +41,7 @@ class LayerGeometry:
     key_dim: int
     value_dim: int
     rotary: Rotary | None
+    learned_sinks: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def survey_layers(model: Any) -> LayerSurvey:
         else:
             rotary = _rotary_seen(model, index, keys, second[index].keys)
             heads, key_dim, value_dim = keys.shape[1], keys.shape[-1], values.shape[-1]
-            packable[index] = LayerGeometry(heads, queries[0].shape[1], key_dim, value_dim, rotary)
+            packable[index] = LayerGeometry(heads, queries[0].shape[1], key_dim, value_dim, rotary, cache.has_sinks)
     return LayerSurvey(packable, dict(sorted(others.items())))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.attention.softmax import softmax
 from quant_core.calibrate.capture import CaptureCache
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
@@ -63,7 +64,7 @@ class NudgedCache:
         self.offset += keys.shape[2]
         return self, self
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Causal attention of `queries [1, Hq, L, D]`."""
         assert self._held is not None  # update_and_fetch comes first
         keys, values = (x.astype(mx.float32)[:, :, None] for x in self._held)
@@ -75,7 +76,7 @@ class NudgedCache:
         causal = mx.array(columns <= positions[:, None])
         q = (queries.astype(mx.float32) * scale).reshape(1, keys.shape[1], -1, length, queries.shape[-1])
         scores = q @ keys.swapaxes(-1, -2) + mx.where(coded, q @ nudge_keys.swapaxes(-1, -2), 0)
-        weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1)
+        weights = softmax(mx.where(causal, scores, -mx.inf), sink_logits)
         out = weights @ values + mx.where(coded, weights, 0) @ nudge_values
         return out.reshape(1, -1, length, out.shape[-1]).astype(queries.dtype)
 

@@ -21,6 +21,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.attention import patch
+from quant_core.attention.softmax import softmax
 from quant_core.calibrate.kmeans_gpu import PIECE
 from quant_core.codec import space as code_space
 from quant_core.codec.codec import LayerCodec, VectorCodec
@@ -217,15 +218,23 @@ class CodedCache:
         self.offset = keys.shape[2]
         return self, self
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Causal attention of `queries [1, Hq, L, D]`."""
         assert self._held is not None  # update_and_fetch comes first
         # The scores are made anew on the way back: kept, they would be most of the memory.
-        attend = mx.checkpoint(lambda *arrays: self._attend(*arrays, scale=scale))
+        attend = mx.checkpoint(lambda *arrays: self._attend(*arrays, scale=scale, sink_logits=sink_logits))
         out: mx.array = attend(queries, *self._held, *self._tables[0], *self._tables[1])
         return out
 
-    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, *tables: mx.array, scale: float) -> mx.array:
+    def _attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *tables: mx.array,
+        scale: float,
+        sink_logits: mx.array | None,
+    ) -> mx.array:
         keys, values = keys.astype(mx.float32), values.astype(mx.float32)
         coded_keys, coded_values = (x[:, :, None] for x in self._through_codes(keys, values, tables))
         keys, values = keys[:, :, None], values[:, :, None]
@@ -235,7 +244,7 @@ class CodedCache:
         causal = mx.array(positions <= positions[:, None])
         q = (queries.astype(mx.float32) * scale).reshape(1, keys.shape[1], -1, length, queries.shape[-1])
         scores = mx.where(coded, q @ coded_keys.swapaxes(-1, -2), q @ keys.swapaxes(-1, -2))
-        weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1)
+        weights = softmax(mx.where(causal, scores, -mx.inf), sink_logits)
         out = mx.where(coded, weights, 0) @ coded_values + mx.where(coded, 0, weights) @ values
         return out.reshape(1, -1, length, out.shape[-1]).astype(queries.dtype)
 

@@ -121,6 +121,7 @@ class DecodeStep:
         rings: exact vectors, the new ones included.
         codes: pages written so far.
         codec, window: how codes are read, and which tokens are read as codes.
+        sink_logits: `[Hq]`, learned sinks' scores: one more term of each softmax's denominator. None: there are none.
     """
 
     queries: mx.array
@@ -130,6 +131,7 @@ class DecodeStep:
     codes: PagedCodes
     codec: LayerCodec
     window: WindowSpec
+    sink_logits: mx.array | None = None
 
 
 @dataclass(frozen=True)

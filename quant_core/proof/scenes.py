@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Case:
         window: which tokens stay exact.
         query_lens: numbers of new positions taken at once; each is compiled apart, seconds on CUDA.
         row_lens: tokens each row of the batch holds before them.
+        learned_sinks: the layer has a learned sink for every query head.
     """
 
     codec: LayerCodec
@@ -45,6 +46,7 @@ class Case:
     window: WindowSpec
     query_lens: tuple[int, ...] = (1, 3, 8)
     row_lens: tuple[int, ...] = ROW_LENS
+    learned_sinks: bool = False
 
     @property
     def label(self) -> str:
@@ -52,10 +54,11 @@ class Case:
         keys, values, r, w = self.codec.keys.spec, self.codec.values.spec, self.codec.rotary, self.window
         turned = "no rope" if r is None else f"rope {r.dims}{' interleaved' if r.traditional else ''}"
         dtype = str(self.dtype).removeprefix("mlx.core.")
+        learned = ", learned sinks" if self.learned_sinks else ""
         grid = ", tables on a grid" if _on_grid(self.codec.keys) and _on_grid(self.codec.values) else ""
         return (
             f"D{keys.head_dim} Hkv{self.codec.num_kv_heads} gqa{self.gqa_factor} K{_spec(keys)} V{_spec(values)} "
-            f"{dtype}, {turned}, window {w.window}/{w.num_sink_tokens}/{w.bucket_len}{grid}"
+            f"{dtype}, {turned}, window {w.window}/{w.num_sink_tokens}/{w.bucket_len}{learned}{grid}"
         )
 
 
@@ -89,6 +92,7 @@ class Trial:
     scale: float
     rings: RingArrays
     codes: PagedCodes
+    sink_logits: mx.array | None = None
 
     @property
     def query_len(self) -> int:
@@ -99,7 +103,9 @@ class Trial:
     def step(self) -> DecodeStep:
         """The scene as `vq_attention` takes it."""
         case = self.case
-        return DecodeStep(self.queries, self.scale, self.starts, self.rings, self.codes, case.codec, case.window)
+        return DecodeStep(
+            self.queries, self.scale, self.starts, self.rings, self.codes, case.codec, case.window, self.sink_logits
+        )
 
 
 def make_trial(case: Case, query_len: int, seed: int = 0) -> Trial:
@@ -119,7 +125,9 @@ def make_trial(case: Case, query_len: int, seed: int = 0) -> Trial:
     rings = random_rings(case.codec, case.window, case.row_lens, query_len, rng)
     pages = tuple(case.window.num_code_pages(n + query_len - 1) for n in case.row_lens)
     codes = random_pages(case.codec, pages, rng)
-    return Trial(case, case.row_lens, lengths, keys, values, queries, scale, rings, codes)
+    logits = mx.array(rng.standard_normal(heads * case.gqa_factor) * 2 * _SCORE_SPREAD, mx.float32).astype(case.dtype)
+    sinks = logits if case.learned_sinks else None
+    return Trial(case, case.row_lens, lengths, keys, values, queries, scale, rings, codes, sinks)
 
 
 def _score_spread(queries: mx.array, case: Case) -> float:
@@ -163,7 +171,7 @@ def random_pages(codec: LayerCodec, num_pages: tuple[int, ...], rng: np.random.G
 
 
 def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:
-    """Geometries of common models, and one of each odd kind: 3 bits, interleaved, partial and no rope, no sinks.
+    """Geometries of common models, and one of each odd kind: 3 bits, interleaved, partial, no rope; no sinks, learned.
 
     One has tables off the grid, as k-means leaves them: the tensor-core kernel multiplies those as float16.
     """
@@ -176,33 +184,38 @@ def standard_cases(dtype: mx.Dtype = mx.float16) -> list[Case]:
         rotary_dims: int,
         traditional: bool,
         on_grid: bool = True,
+        learned_sinks: bool = False,
         **extra: Any,
     ) -> Case:
         angles = 1e4 ** -(np.arange(0, rotary_dims, 2) / max(1, rotary_dims))
         rotary = Rotary(dim, angles, traditional) if rotary_dims else None
         specs = VQSpec.for_bits(dim, bits[0]), VQSpec.for_bits(dim, bits[1])
         window = WindowSpec(**extra)
-        return Case(random_layer_codec(heads, *specs, rotary, on_grid=on_grid), gqa, dtype, window, query_lens=(1, 8))
+        return Case(random_layer_codec(heads, *specs, rotary, on_grid=on_grid), gqa, dtype, window, query_lens=(1, 8),
+                    learned_sinks=learned_sinks)  # fmt: skip
 
     return [
         case(128, 8, 4, (2, 2), 128, False),
-        case(64, 3, 3, (2, 2), 64, True, on_grid=False),
+        case(64, 3, 3, (2, 2), 64, True, on_grid=False, learned_sinks=True),
         case(80, 2, 1, (3, 1), 32, False, bucket_len=128),
         case(256, 1, 8, (4, 4), 256, False, window=128, num_sink_tokens=0),
         case(96, 2, 6, (1, 3), 0, False, bucket_len=PAGE_SIZE),
     ]
 
 
-def model_cases(codec: ModelCodec, gqa_factors: Mapping[int, int], dtype: mx.Dtype) -> list[Case]:
+def model_cases(
+    codec: ModelCodec, gqa_factors: Mapping[int, int], dtype: mx.Dtype, with_sinks: Collection[int] = ()
+) -> list[Case]:
     """One case per geometry among a codec's layers, with the real tables and transforms.
 
     Args:
         codec: an artifact.
         gqa_factors: query heads per KV head of each of its layers.
         dtype: of the model's keys and queries.
+        with_sinks: layers that have learned sinks.
     """
     found: dict[str, Case] = {}
     for index, layer in sorted(codec.layers.items()):
-        case = Case(layer, gqa_factors[index], dtype, codec.window)
+        case = Case(layer, gqa_factors[index], dtype, codec.window, learned_sinks=index in with_sinks)
         found.setdefault(case.label, case)
     return list(found.values())

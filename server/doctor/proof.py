@@ -106,7 +106,8 @@ def cases_for(model: Any, codec: ModelCodec) -> list[Case]:
     survey = survey_layers(model).packable
     factors = {i: survey[i].num_q_heads // survey[i].num_kv_heads for i in codec.layers if i in survey}
     packed = replace(codec, layers={i: c for i, c in codec.layers.items() if i in factors})
-    return model_cases(packed, factors, activation_dtype(model))
+    with_sinks = {i for i in factors if survey[i].learned_sinks}
+    return model_cases(packed, factors, activation_dtype(model), with_sinks)
 
 
 def activation_dtype(model: Any) -> mx.Dtype:

@@ -66,6 +66,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "partial_rotary_factor": 0.5,
         },
     },
+    # Layer 0 slides; every head has a learned sink.
+    "gpt_oss": {
+        **_RMS,
+        "head_dim": 64,
+        "intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": False,
+    },
     # Layers 0, 1 and 3, 4 slide; 2 and 5 see everything.
     "gemma3_text": {
         **_RMS,
@@ -93,6 +104,8 @@ def build_tiny_model(family: str, *, seed: int = 0, dtype: mx.Dtype = mx.float32
     model.set_dtype(dtype)
     if family == "gemma3_text":
         model.sanitize({})  # without an lm_head weight the embeddings are tied
+    for layer in model.layers if family == "gpt_oss" else ():
+        layer.self_attn.sinks = 2 * mx.random.normal(layer.self_attn.sinks.shape, dtype)
     mx.eval(model.parameters())
     model.eval()
     return model

@@ -141,4 +141,5 @@ def variant(row: list[Any], index: int) -> Geometry:
         rotary_dims={"partial": dim // 4 * 2, "none": 0}.get(rotary),
         traditional=rotary == "interleaved",
         spread=20.0 if index % 5 == 0 else 1.0,
+        learned_sinks=index % 3 == 0,
     )

@@ -38,7 +38,7 @@ _BODIES = {
 }  # fmt: skip
 _POINTERS = {
     "queries": "T", "out": "T", "pool": "unsigned char", "key_tables": "void", "value_tables": "void",
-    **dict.fromkeys(("steps", "key_mean", "trig", "value_mean", "partial", "split_stats"), "float"),
+    **dict.fromkeys(("steps", "key_mean", "trig", "value_mean", "sink_logits", "partial", "split_stats"), "float"),
     **dict.fromkeys(("page_table", "channels", "rows", "params", "tickets"), "int"),
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ def _source(variant: Variant, template: dict[str, Any]) -> str:
     arguments = ", ".join(
         f"static_cast<{_POINTERS.get(n, '__half')}*>(pointers[{i}])" for i, n in enumerate(INPUTS + OUTPUTS)
     )
-    names = ("D", "KD", "VD", "KG", "VG", "HKV", "GQA", "L", "PERM")
+    names = ("D", "KD", "VD", "KG", "VG", "HKV", "GQA", "L", "PERM", "SINKS")
     values = ", ".join(["T", *(str(int(template[n])) for n in names), f"vecinfer_mma::{variant.math}"])
     call = f"vecinfer_mma::attend<vecinfer_mma::Config<{values}>>({{{arguments}}});"
     return (

@@ -68,6 +68,7 @@ def attention(scene: Scene) -> F64:
     """vq_attention `[B, Hq, L, D]`."""
     g, codec = scene.geometry, scene.codec
     queries = as_f64(scene.queries)
+    logits = None if scene.sink_logits is None else as_f64(scene.sink_logits)
     inverses = [as_f64(c.inverse) for c in (codec.keys, codec.values)]
     means = [as_f64(c.mean)[:, None] for c in (codec.keys, codec.values)]
     out = np.empty((*queries.shape[:3], codec.values.spec.head_dim))
@@ -89,8 +90,10 @@ def attention(scene: Scene) -> F64:
                     q = turned_back(queries[row, head, step], codec, bucket * g.window.bucket_len)
                     scores[span] = keys[span] @ q * g.softmax_scale
                 seen = scores[: position + 1]
-                weights = np.exp(seen - seen.max())
-                out[row, head, step] = weights / weights.sum() @ values[: position + 1]
+                sink = -np.inf if logits is None else logits[head]
+                top = max(seen.max(), sink)
+                weights = np.exp(seen - top)
+                out[row, head, step] = weights / (weights.sum() + np.exp(sink - top)) @ values[: position + 1]
     return out
 
 

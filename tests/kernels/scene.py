@@ -40,6 +40,7 @@ class Geometry:
     traditional: bool = False
     scale: float | None = None
     spread: float = 1.0
+    learned_sinks: bool = False
 
     @property
     def softmax_scale(self) -> float:
@@ -56,12 +57,14 @@ class Scene:
     rings: RingArrays
     codes: PagedCodes
     queries: mx.array
+    sink_logits: mx.array | None = None
 
     @property
     def step(self) -> DecodeStep:
         """The scene as vq_attention takes it."""
         g = self.geometry
-        return DecodeStep(self.queries, g.softmax_scale, g.positions, self.rings, self.codes, self.codec, g.window)
+        return DecodeStep(self.queries, g.softmax_scale, g.positions, self.rings, self.codes, self.codec, g.window,
+                          self.sink_logits)  # fmt: skip
 
 
 def make_codec(g: Geometry, rng: np.random.Generator) -> LayerCodec:
@@ -81,7 +84,9 @@ def make_scene(g: Geometry, seed: int = 0) -> Scene:
     rings = random_rings(codec, g.window, g.positions, g.query_len, rng)
     shape = (len(g.positions), g.num_kv_heads * g.gqa_factor, g.query_len, g.head_dim)
     queries = mx.array(rng.standard_normal(shape) * g.spread, mx.float32).astype(g.dtype)
-    return Scene(g, codec, rings, codes, queries)
+    # About as large as the scores' largest; heads differ, so that a wrong head shows.
+    logits = mx.array(rng.standard_normal(shape[1]) * 3 * g.spread, mx.float32).astype(g.dtype)
+    return Scene(g, codec, rings, codes, queries, logits if g.learned_sinks else None)
 
 
 def write_codes(scene: Scene, row: int, page: int, keys: mx.array, values: mx.array) -> PagedCodes:

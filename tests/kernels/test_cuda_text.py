@@ -43,7 +43,8 @@ def sources(index: int) -> dict[str, str]:
             "vq_attention_partial", [product, F32, U8, I32, *[F16] * 6, I32, I32, I32], [F32] * 3, partial
         ),
         "vq_attention_merge": cuda_source(
-            "vq_attention_merge", [*[F32] * 5, I32, I32], [g.dtype], [("OUT", g.dtype), *dim, *parts]
+            "vq_attention_merge", [*[F32] * 5, g.dtype, I32, I32], [g.dtype],
+            [("OUT", g.dtype), *dim, *parts, ("SINKS", g.learned_sinks)],
         ),
         "vq_append": cuda_source(
             "vq_append", [g.dtype] * 2 + [F16] * 2 + [F32] * 6 + [I32] * 2, [F16] * 2,
@@ -78,7 +79,7 @@ def test_the_tensor_core_text_compiles(variant: Variant) -> None:
     if toolchain() is None:
         pytest.skip("not run: NVRTC and the CUDA headers are not installed (pip install nvidia-cuda-nvrtc ...)")
     sizes = {"D": 64, "KD": 4, "VD": 8, "KG": 4, "VG": 2, "HKV": 3, "GQA": 3, "L": 1}
-    source = tensor_core_source(variant, mx.float16, [*sizes.items(), ("PERM", True)])
+    source = tensor_core_source(variant, mx.float16, [*sizes.items(), ("PERM", True), ("SINKS", True)])
     assert compile_log(source) is None
 
 

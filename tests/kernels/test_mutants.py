@@ -27,7 +27,7 @@ from tests.msl_on_cpu import KernelFault, installed, options
 ATTENTION_SCENES = [
     Geometry(
         head_dim=80, num_kv_heads=2, gqa_factor=3, query_len=7, key_bits=3, value_bits=1, dtype=mx.float32,
-        positions=(250, 3), window=WindowSpec(64, 4, 64), rotary_dims=40,
+        positions=(250, 3), window=WindowSpec(64, 4, 64), rotary_dims=40, learned_sinks=True,
     ),
     Geometry(head_dim=64, num_kv_heads=1, gqa_factor=2, dtype=mx.float32, positions=(2 * 64 + 150,), spread=40.0),
     Geometry(

@@ -48,6 +48,19 @@ def test_attention_at_page_edges(position: int, metal: MetalBackend) -> None:
     check_attention(metal, make_scene(Geometry(dtype=mx.float32, positions=(position,), num_kv_heads=1)))
 
 
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_learned_sinks_take_their_share(query_len: int, metal: MetalBackend) -> None:
+    """Of many tokens and of few; scores so large that exp alone would overflow."""
+    for spread in (1.0, 100.0):
+        scene = make_scene(
+            Geometry(dtype=mx.float32, positions=(300, 0), query_len=query_len, learned_sinks=True, spread=spread)
+        )
+        check_attention(metal, scene)
+        check_attention(ReferenceBackend(), scene)
+        plain = metal.vq_attention(replace(scene.step, sink_logits=None))
+        assert float(mx.abs(plain - metal.vq_attention(scene.step)).max()) > 0.01
+
+
 @pytest.mark.parametrize("query_len", [2, 8])
 def test_queries_across_a_page_edge_see_different_pages(query_len: int, metal: MetalBackend) -> None:
     window = WindowSpec(64, 4, PAGE_SIZE)

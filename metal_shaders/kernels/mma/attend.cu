@@ -9,14 +9,15 @@
 //          ring_* [B, Hkv, R, D], sink_* [B, Hkv, S, D] float16; key_tables, value_tables [Hkv, G, 256, d] float16;
 //          steps: see mma/int8; query_frags [Hkv, D/16, D/16, 32, 8] float16 (the keys' inverse, tensor_core.py: _prepare),
 //          key_mean [Hkv, D] float32, channels int32 [D] (rotary pairs as (i, i + D/2)), trig [buckets, 2, D/2] float32
-//          (cos, sin); value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32; rows (struct Row), params
-//          (struct Params) int32; tickets int32, zero before and after every launch.
+//          (cos, sin); value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32; sink_logits [Hq] float32
+//          (read with SINKS only); rows (struct Row), params (struct Params) int32; tickets int32, zero before and after
+//          every launch.
 // Outputs  out [B, Hq, L, D] T; partial [pairs, splits, NC, D] and split_stats [pairs, splits, NC, 2] float32, scratch.
 // Launch   grid (splits, Hkv x column groups, B) blocks of 256 threads; a row's split is `pages_per_split` pages, the
 //          exact tokens (counted as `exact_pages` pages) go to its last split; blocks beyond a row's splits return.
 // Template T, D 64 | 128, KD, VD sub-vector sizes 2 | 4 | 8, KG, VG tables 1 | 2 | 4 (VD 8: 1 | 2), HKV KV heads, GQA query
-//          heads of each, L new positions, PERM 1 when `channels` is not the identity; MathOf: HalfMath, or Int8Math, which
-//          takes its place where tables and columns allow.
+//          heads of each, L new positions, PERM 1 when `channels` is not the identity, SINKS 1 with learned sinks; MathOf:
+//          HalfMath, or Int8Math, which takes its place where tables and columns allow.
 // Memory   64 KB tables (mma/tables) + 2 x 80 columns of D halves: two blocks per multiprocessor.
 // Bytes    per page and head 64 (key_bytes + value_bytes), each read once per column group, 16 bytes a load.
 // Numerics scores and sums float32; queries, both inverses and all operands float16; weights p are

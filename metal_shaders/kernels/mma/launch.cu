@@ -8,15 +8,15 @@
 namespace vecinfer_mma {
 
 // The template's values: T, head size, sub-vector sizes, tables, KV heads, query heads of each, new positions, whether
-// `channels` is not the identity, and the arithmetic.
-template <typename T_, int D_, int KD, int VD, int KG, int VG, int HKV, int GQA, int L_, bool PERM_,
+// `channels` is not the identity, whether the layer has learned sinks, and the arithmetic.
+template <typename T_, int D_, int KD, int VD, int KG, int VG, int HKV, int GQA_, int L_, bool PERM_, bool SINKS_,
           template <int, int, int, int, int, int> class MathOf>
 struct Config {
   using T = T_;
-  static constexpr int D = D_, L = L_, kHeads = HKV, kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
+  static constexpr int D = D_, L = L_, GQA = GQA_, kHeads = HKV, kColumns = GQA * L, NC = kColumns < 8 ? kColumns : 8;
   static constexpr int kHeadUnits = D / KD + D / VD;  // of 64 bytes: a head's codes in a page
   static constexpr int kSteps = KG + VG + 1;
-  static constexpr bool PERM = PERM_;
+  static constexpr bool PERM = PERM_, SINKS = SINKS_;
   using Math = MathOf<D, KD, VD, KG, VG, NC>;
 };
 
@@ -33,6 +33,7 @@ template <typename T> struct Arguments {
   const float* trig;
   const __half* value_inverse;
   const float* value_mean;
+  const float* sink_logits;
   const int *rows, *params;
   int* tickets;
   T* out;

@@ -2,7 +2,9 @@
 //
 // What     out = (sum_w 2^(max_w - max) o_w / sum) . T_v^-1 + mean. The last block of a (row, KV head, column group) to
 //          arrive merges the splits, which lie in `partial`; `tickets` tell which one that is.
-// Inputs   value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32, tickets int32: zero before and after.
+//          A learned sink of score s leaves the tokens their share of out, sum / (sum + 2^(s log2(e) - max)).
+// Inputs   value_inverse [Hkv, D, D] float16, value_mean [Hkv, D] float32, sink_logits [Hq] float32, tickets int32: zero
+//          before and after.
 // Outputs  out [B, Hq, L, D] T; partial [pairs, splits, NC, D], split_stats [pairs, splits, NC, 2] float32, scratch.
 // Memory   Merge, where the tables were; the inverse where the queries were.
 // Bytes    a split's sums 4 NC D out and in, the inverse 2 D D once an output.
@@ -91,7 +93,7 @@ __device__ __forceinline__ void merge_splits(Merge<D, NC>& sh, const float* part
     }
 #pragma unroll
     for (int off = 1; off < 32; off <<= 1) total += __shfl_xor_sync(kAll, total, off);
-    if (lane == 0) sh.stats[c * 2 + 1] = total;
+    if (lane == 0) sh.stats[c * 2] = top, sh.stats[c * 2 + 1] = total;
   }
   __syncthreads();
   if (part < kParts) {
@@ -129,10 +131,10 @@ template <int D> __device__ __forceinline__ void copy_inverse(void* to, const __
 }
 __device__ __forceinline__ void wait_for_copy() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// out = sums / total . inverse + mean. A thread multiplies 4 output dims with its part of the rows.
-template <typename T, int D, int NC>
+// out = sums / total . inverse + mean, times share(column). A thread multiplies 4 output dims with its part of the rows.
+template <typename T, int D, int NC, typename F>
 __device__ __forceinline__ void write_out(T* out, Merge<D, NC>& sh, const void* inverse, const float* mean,
-                                          int num_columns) {
+                                          int num_columns, F share) {
   constexpr int kLanes = D / 4, kParts = kThreads / kLanes, kRows = D / kParts;
   const int x = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
   const uint2* rows = static_cast<const uint2*>(inverse) + part * kRows * kLanes + x;
@@ -160,7 +162,7 @@ __device__ __forceinline__ void write_out(T* out, Merge<D, NC>& sh, const void* 
     float v = 0.f;
 #pragma unroll
     for (int k = 0; k < kParts; k++) v += sh.parts[k * NC * D + i];
-    out[i] = from_float<T>(v / sh.stats[i / D * 2 + 1] + mean[i % D]);
+    out[i] = from_float<T>((v / sh.stats[i / D * 2 + 1] + mean[i % D]) * share(i / D));
   }
 }
 
@@ -206,8 +208,14 @@ __device__ __forceinline__ void merge(typename C::Math& math, unsigned char* sme
   }
   wait_for_copy();
   __syncthreads();
+  const auto share = [&](int column) {
+    if constexpr (!C::SINKS) return 1.f;
+    const float sink = in.sink_logits[block.head * C::GQA + (block.first_column + column) / C::L] * 1.44269504088896f;
+    const float total = merged.stats[column * 2 + 1];
+    return total / (total + ex2(sink - merged.stats[column * 2]));
+  };
   write_out<typename C::T, D, NC>(in.out + block.query_offset, merged, &sh, in.value_mean + block.head * D,
-                                  block.num_columns);
+                                  block.num_columns, share);
 }
 
 }  // namespace vecinfer_mma

@@ -48,7 +48,9 @@ def _quantise(x: F64, codec: Any) -> F64:
     return out
 
 
-def definition(queries: F64, keys: F64, values: F64, first_query: int, scale: float, codec: ModelCodec) -> F64:
+def definition(
+    queries: F64, keys: F64, values: F64, first_query: int, scale: float, codec: ModelCodec, logits: F64 | None = None
+) -> F64:
     """docs/design.md, "Attention", for one layer: exact and reconstructed keys per query, plain softmax.
 
     All `[heads, T, D]` float64.
@@ -80,18 +82,23 @@ def definition(queries: F64, keys: F64, values: F64, first_query: int, scale: fl
             v = np.where(coded[:, None], kv[True][1][h // group], kv[False][1][h // group])[: i + 1]
             s = k @ queries[h, n] * scale
             p = np.exp(s - s.max())
-            out[h, n] = (p / p.sum()) @ v
+            sink = 0.0 if logits is None else np.exp(logits[h] - s.max())
+            out[h, n] = (p / (p.sum() + sink)) @ v
     return out
 
 
-def _run(store: PackedStore, caches: list[BatchVQCache], q: F64, k: F64, v: F64, chunks: list[int]) -> F64:
+def _run(
+    store: PackedStore, caches: list[BatchVQCache], q: F64, k: F64, v: F64, chunks: list[int],
+    logits: F64 | None = None,
+) -> F64:  # fmt: skip
     """Feed `k, v` through the cache in chunks; attention of the last chunk."""
     at = 0
+    sinks = None if logits is None else mx.array(logits, mx.float32)
     for chunk in chunks:
         span = slice(at, at + chunk)
         arrays = (mx.array(a[None, :, span], mx.float32) for a in (k, v))
         view, _ = caches[0].update_and_fetch(*arrays)
-        out = view.attend(mx.array(q[None, :, span], mx.float32), 0.125)
+        out = view.attend(mx.array(q[None, :, span], mx.float32), 0.125, sinks)
         mx.eval(out, caches[0].state)
         at += chunk
     return np.array(out[0], np.float64)
@@ -107,6 +114,7 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize(("dim", "hq", "hkv", "kb", "vb", "win", "sinks", "bucket", "base", "chunks"), CASES)
 def test_attention_equals_its_definition(
     dim: int,
@@ -119,6 +127,7 @@ def test_attention_equals_its_definition(
     bucket: int,
     base: float | None,
     chunks: list[int],
+    learned: bool,
 ) -> None:
     window = WindowSpec(win, sinks, bucket)
     codec = random_codec(1, hkv, dim, key_bits=kb, value_bits=vb, window=window, rope_base=base)
@@ -127,26 +136,29 @@ def test_attention_equals_its_definition(
     total = sum(chunks)
     q, k, v = (rng.standard_normal((h, total, dim)) for h in (hq, hkv, hkv))
     k[:, 3] *= 6  # a planted outlier, first exact and later coded
-    got = _run(store, store.new_row(store.reserve(total)), q, k, v, chunks)
+    logits = 4 * rng.standard_normal(hq) if learned else None
+    got = _run(store, store.new_row(store.reserve(total)), q, k, v, chunks, logits)
     last = chunks[-1]
-    want = definition(q[:, -last:], k, v, total - last, 0.125, codec)
+    want = definition(q[:, -last:], k, v, total - last, 0.125, codec, logits)
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert error < 2e-3, f"relative error {error:.2e}"
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("case", [0, 1])
-def test_fused_prefill_equals_the_streaming_one(monkeypatch: pytest.MonkeyPatch, case: int) -> None:
+def test_fused_prefill_equals_the_streaming_one(monkeypatch: pytest.MonkeyPatch, case: int, learned: bool) -> None:
     dim, hq, hkv, kb, vb, win, sinks, bucket, base, _ = CASES[case]
     codec = random_codec(1, hkv, dim, key_bits=kb, value_bits=vb, window=WindowSpec(win, sinks, bucket), rope_base=base)
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((h, 1400, dim)) for h in (hq, hkv, hkv))
+    logits = 4 * rng.standard_normal(hq) if learned else None
     outputs = []
     for fused in (False, True):
         # CPU arrays take the fused call as well; only its choice depends on the device.
         # The vectors are made alike in both: a near tie that rounding decides otherwise would hide the rest.
         monkeypatch.setattr("quant_core.cache.views.can_fuse", lambda *_, fused=fused: fused)
         store = PackedStore(_OneLayer(), codec, plan_memory(codec, 32 << 20, 2))
-        outputs.append(_run(store, store.new_row(store.reserve(1400)), q, k, v, [9, 2, 700, 689]))
+        outputs.append(_run(store, store.new_row(store.reserve(1400)), q, k, v, [9, 2, 700, 689], logits))
     error = np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0])
     assert error < 2e-3, f"relative error {error:.2e}"
 

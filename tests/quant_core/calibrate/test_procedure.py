@@ -115,6 +115,12 @@ def test_layers_that_cannot_be_packed_are_told_apart() -> None:
     assert survey.others[0] == "its cache is mlx-lm's RotatingKVCache"
 
 
+def test_learned_sinks_are_seen() -> None:
+    survey = survey_layers(build_tiny_model("gpt_oss"))
+    assert [(i, g.learned_sinks) for i, g in survey.packable.items()] == [(1, True)]
+    assert not survey_layers(build_tiny_model("llama")).packable[0].learned_sinks
+
+
 def test_a_layer_without_rope_is_position_blind() -> None:
     packable = survey_layers(build_tiny_model("smollm3")).packable
     assert packable[0].rotary is not None

@@ -106,7 +106,7 @@ def test_a_model_that_cannot_be_read_backwards_keeps_its_tables(
     assert run(tune(model, {0: layers[0]}, _windows(1, 0), WINDOW, 4096)) == ({0: layers[0]}, None)
     assert run(tune(model, layers, _windows(1, 0, 32), WINDOW, 4096)) == (layers, None)
 
-    def refuse(self: CodedCache, queries: mx.array, scale: float) -> mx.array:
+    def refuse(self: CodedCache, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         raise RuntimeError("no gradient")
 
     monkeypatch.setattr(CodedCache, "attend", refuse)
