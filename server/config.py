@@ -69,6 +69,12 @@ class EngineConfig(_Section):
     wired_limit: Literal["off", "auto"] | PositiveInt = "off"
 
 
+class PrefixCacheConfig(_Section):
+    """Beginnings of prompts, kept for reuse."""
+
+    shared: bool = False
+
+
 class CalibrationConfig(_Section):
     """The first calibration and the defaults of later jobs."""
 
@@ -116,6 +122,7 @@ class ServerConfig(_Section):
     model: ModelConfig = ModelConfig()
     kv_cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()
+    prefix_cache: PrefixCacheConfig = PrefixCacheConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     http: HTTPConfig = HTTPConfig()
     log: LogConfig = LogConfig()

@@ -58,7 +58,19 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("artifact", report["active_artifact"] or "none"),
         ("layers", f"{layers['packed']} of {layers['total']} packed{_others(layers['all'])}"),
     ]
-    return rows + (_memory(report["kv"]) if report["kv"] else [])
+    rows += _memory(report["kv"]) if report["kv"] else []
+    return rows + (_prefixes(report["prefix_cache"]) if report.get("prefix_cache") else [])
+
+
+def _prefixes(prefixes: dict[str, Any]) -> list[tuple[str, str]]:
+    lookups = prefixes["hits"] + prefixes["misses"]
+    held = f"{prefixes['snapshots']:,} snapshots of {_mib(prefixes['bytes'])}"
+    return [
+        (
+            "prefixes",
+            f"{held}; {prefixes['hits']:,} of {lookups:,} requests hit, {prefixes['saved_tokens']:,} tokens saved",
+        )
+    ]
 
 
 def _memory(kv: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
+from server.engine.prefix_cache import PrefixStats
 from server.engine.request import EngineEvent, GenerationRequest
 from server.grammar.compile import GrammarCompiler
 from server.model.embedder import Embedder
@@ -88,6 +89,7 @@ class EngineStatus(EngineState):
     kv: KVStatus | None = None
     # The latest measurement with conversations running: what they took is still to be seen when they are over.
     kv_last_busy: KVStatus | None = None
+    prefixes: PrefixStats | None = None
     counters: dict[str, float] = field(default_factory=dict)
 
 

@@ -9,7 +9,6 @@ from quant_core.cache.store import HeldBytes
 from server.engine.batch import Batch
 from server.engine.counters import Counters
 from server.engine.interface import EngineState, EngineStatus, KVStatus, LayerStatus
-from server.engine.prefix_cache import EVICTION_CAUSES
 from server.engine.scheduler import Scheduler
 
 # Measuring the memory walks all caches; between steps of a few milliseconds that need not be each time.
@@ -87,16 +86,6 @@ class StatusBuilder:
             backend=active.store.usage().backend if active is not None else "",
             kv=kv,
             kv_last_busy=self._kv.last_busy,
-            counters=self._counters.copy() | _prefix_counters(scheduler),
+            prefixes=scheduler.prefixes.stats(),
+            counters=self._counters.copy(),
         )
-
-
-def _prefix_counters(scheduler: Scheduler) -> dict[str, float]:
-    stats = scheduler.prefixes.stats()
-    return {
-        "prefix_hits": stats.num_hits,
-        "prefix_misses": stats.num_misses,
-        "prefix_saved_tokens": stats.num_saved_tokens,
-        "snapshots_evicted": sum(stats.num_evicted.values()),
-        **{f"snapshots_evicted_for_{cause}": stats.num_evicted.get(cause, 0) for cause in EVICTION_CAUSES},
-    }

@@ -27,7 +27,7 @@ def check_api_key(connection: HTTPConnection, keys: AccessKeys) -> None:
 
 def holds_key(connection: HTTPConnection, keys: AccessKeys) -> bool:
     """Whether a request has a key, wherever it comes from."""
-    given = _given_key(connection)
+    given = given_key(connection)
     return given is not None and _fits_any(given, (*keys.api, *keys.admin))
 
 
@@ -41,7 +41,7 @@ def check_admin(connection: HTTPConnection, keys: AccessKeys) -> None:
 
 
 def _check_key(connection: HTTPConnection, keys: tuple[str, ...], what: str) -> None:
-    given = _given_key(connection)
+    given = given_key(connection)
     if given is None:
         raise AuthenticationError(f"send 'Authorization: Bearer KEY' with the {what}")
     if not _fits_any(given, keys):
@@ -63,7 +63,8 @@ def _has_form(key: str, coding: str) -> bool:
     return True
 
 
-def _given_key(connection: HTTPConnection) -> bytes | None:
+def given_key(connection: HTTPConnection) -> bytes | None:
+    """The key that a caller shows, as a bearer token or in x-api-key."""
     # Starlette decodes headers as latin-1: this gives back the bytes that came.
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():

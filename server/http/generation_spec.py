@@ -35,6 +35,7 @@ class GenerationSpec:
         sampling: token ids in it are not yet checked against the vocabulary.
         max_tokens: None leaves it to the server; 0 only reads the prompt.
         n: choices per prompt.
+        cache_salt: only requests with the same one share cached beginnings.
     """
 
     prompts: Conversation | tuple[TextPrompt, ...]
@@ -49,3 +50,4 @@ class GenerationSpec:
     stop_in_reasoning: bool = False
     skip_special_tokens: bool = True
     response_format: ResponseFormat | None = None
+    cache_salt: str | None = None

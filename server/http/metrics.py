@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from server.engine.interface import STATES, Engine, EngineStatus, KVStatus
+from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.engine.request import FinishEvent
 
 Outcome = Literal["ok", "error", "aborted", "rejected"]
@@ -109,6 +110,8 @@ class EngineCollector(Collector):
             yield _gauge("vecinfer_last_token_age_seconds", "Since the last token", status.last_token_age_s)
         if status.kv is not None:
             yield from _kv_families(status.kv)
+        if status.prefixes is not None:
+            yield from _prefix_families(status.prefixes)
         yield from _counter_families(status)
 
 
@@ -129,6 +132,24 @@ def _kv_families(kv: KVStatus) -> Iterator[Metric]:
     yield _gauge("vecinfer_kv_budget_bytes", "The byte budget of the pool", kv.budget_bytes)
     yield _gauge("vecinfer_kv_fp16_bytes", "What float16 caches would hold for the same tokens", kv.fp16_bytes)
     yield _gauge("vecinfer_kv_tokens", "Tokens of running conversations", kv.tokens_held)
+
+
+def _prefix_families(prefixes: PrefixStats) -> Iterator[Metric]:
+    lookups = CounterMetricFamily(
+        "vecinfer_prefix_lookups", "Admitted requests by whether a beginning was cached", labels=["result"]
+    )
+    lookups.add_metric(["hit"], prefixes.num_hits)
+    lookups.add_metric(["miss"], prefixes.num_misses)
+    yield lookups
+    yield CounterMetricFamily(
+        "vecinfer_prefix_saved_tokens", "Prompt tokens that were not read again", value=prefixes.num_saved_tokens
+    )
+    evicted = CounterMetricFamily("vecinfer_prefix_evictions", "Snapshots dropped", labels=["cause"])
+    for cause in EVICTION_CAUSES:
+        evicted.add_metric([cause], prefixes.num_evicted.get(cause, 0))
+    yield evicted
+    yield _gauge("vecinfer_prefix_snapshots", "Snapshots in memory", prefixes.num_snapshots)
+    yield _gauge("vecinfer_prefix_snapshot_bytes", "Their bytes besides shared pages", prefixes.nbytes)
 
 
 def _counter_families(status: EngineStatus) -> Iterator[Metric]:

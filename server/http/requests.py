@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from starlette.requests import HTTPConnection
+
 from quant_core.codec.spec import PAGE_SIZE
 from server.engine.interface import EngineStatus
 from server.engine.request import GenerationRequest, SamplingParams
 from server.errors import BadRequestError, ContextLengthError
+from server.http.cache_owner import cache_owner
 from server.http.context import AppContext
 from server.http.generation_spec import GenerationSpec
 from server.http.held_answer import HeldAnswer, hold
@@ -39,7 +42,9 @@ class PreparedAnswer:
     prompts: tuple[TokenizedPrompt, ...]
 
 
-async def prepare(context: AppContext, spec: GenerationSpec, id_prefix: str) -> PreparedAnswer:
+async def prepare(
+    connection: HTTPConnection, context: AppContext, spec: GenerationSpec, id_prefix: str
+) -> PreparedAnswer:
     """Tokenise the prompts and check every limit.
 
     Raises:
@@ -59,6 +64,8 @@ async def prepare(context: AppContext, spec: GenerationSpec, id_prefix: str) -> 
         lambda t: (_tokenised(t, spec, status.context_len), vocab_size(t), hold(t, spec, context.engine, parser))
     )
     requests = _engine_requests(answer_id, spec, prompts, held, _checked(spec.sampling, num_ids), context, status)
+    owner = cache_owner(connection, context, spec.cache_salt)
+    requests = tuple(replace(request, cache_owner=owner) for request in requests)
     return PreparedAnswer(
         answer_id, int(time.time()), context.model_names[0], _fingerprint(status), requests, tuple(prompts)
     )

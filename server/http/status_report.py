@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from server.engine.interface import EngineStatus, KVStatus
+from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.http.context import AppContext
 
 PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
@@ -36,6 +37,7 @@ def status_report(context: AppContext) -> dict[str, Any]:
         "kv": None if status.kv is None else _kv(status.kv),
         "kv_last_busy": None if status.kv_last_busy is None else _kv(status.kv_last_busy),
         "layers": _layers(status),
+        "prefix_cache": None if status.prefixes is None else _prefixes(status.prefixes),
         "counters": dict(status.counters),
         "versions": {"python": platform.python_version(), **_versions()},
         "uptime_s": round(time.time() - context.started_at, 1),
@@ -61,6 +63,17 @@ def _kv(kv: KVStatus) -> dict[str, Any]:
         "table_bytes": kv.table_bytes,
         "budget_bytes": kv.budget_bytes,
         "pages": {"total": kv.pages_total, "used": kv.pages_used, "reserved": kv.pages_reserved},
+    }
+
+
+def _prefixes(prefixes: PrefixStats) -> dict[str, Any]:
+    return {
+        "snapshots": prefixes.num_snapshots,
+        "bytes": prefixes.nbytes,
+        "hits": prefixes.num_hits,
+        "misses": prefixes.num_misses,
+        "saved_tokens": prefixes.num_saved_tokens,
+        "evicted": {cause: prefixes.num_evicted.get(cause, 0) for cause in EVICTION_CAUSES},
     }
 
 

@@ -29,7 +29,7 @@ async def create_chat_completion(request: Request) -> Response:
     if body.chat_template is not None and not http.request_templates:
         message = "chat_template: this server takes no templates from requests (http.request_templates)"
         raise BadRequestError(message, param="chat_template", code="unsupported_parameter")
-    prepared = await prepare(context, body.spec(), "chatcmpl-")
+    prepared = await prepare(request, context, body.spec(), "chatcmpl-")
     envelope = replace(
         Envelope.of(prepared, "chat.completion", "chat.completion.chunk"),
         include_usage=body.include_usage,

@@ -24,7 +24,7 @@ async def create_completion(request: Request) -> Response:
     context = app_context(request)
     body = await read_json(request, CompletionBody, context.config.http)
     body.check()
-    prepared = await prepare(context, body.spec(), "cmpl-")
+    prepared = await prepare(request, context, body.spec(), "cmpl-")
     envelope = replace(
         Envelope.of(prepared, "text_completion", "text_completion"),
         include_usage=body.include_usage,

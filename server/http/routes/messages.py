@@ -22,7 +22,7 @@ async def create_message(request: Request) -> Response:
     context = app_context(request)
     body = await read_json(request, MessagesBody, context.config.http)
     body.check()
-    prepared = await prepare(context, body.spec(), "msg_")
+    prepared = await prepare(request, context, body.spec(), "msg_")
     form = MessagesFormat(prepared.id, body.model or prepared.model, body.asked_thinking.told)
     return await respond(request, prepared.requests, form, context, stream=body.stream)
 

@@ -33,7 +33,7 @@ async def create_response(request: Request) -> Response:
     body.check()
     given = await _without_references(body.input, context.response_store)
     earlier = await _earlier_items(body, context.response_store)
-    prepared = await prepare(context, body.spec([*earlier, *given]), "resp_")
+    prepared = await prepare(request, context, body.spec([*earlier, *given]), "resp_")
     form = ResponsesFormat(prepared, body)
     store = context.response_store if body.store else None
     if store is not None:

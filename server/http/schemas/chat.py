@@ -125,6 +125,7 @@ class ChatBody(GenerationBody):
             stop_in_reasoning=self.stop_in_reasoning,
             skip_special_tokens=self.skip_special_tokens,
             response_format=self.response_format,
+            cache_salt=self.cache_salt,
         )
 
     def conversation(self) -> Conversation:

@@ -107,4 +107,5 @@ class CompletionBody(GenerationBody):
             include_stop=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
             response_format=self.response_format,
+            cache_salt=self.cache_salt,
         )

@@ -55,6 +55,7 @@ Stops = Annotated[
     BeforeValidator(_stops),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
+CacheSalt = Annotated[str | None, Field(min_length=1, max_length=256)]
 Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_biases)]
 MaxTokens = Annotated[int, Field(ge=-1, le=MAX_TOKENS_LIMIT)]
 Format = Annotated[
@@ -112,6 +113,7 @@ class GenerationBody(RequestBody):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     response_format: Format = None
+    cache_salt: CacheSalt = None
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from server.http.schemas.generation import (
     MAX_TEMPERATURE,
     MAX_TOKENS_LIMIT,
     MIN_TOP_P,
+    CacheSalt,
     MaxTokens,
     Stops,
 )
@@ -100,6 +101,7 @@ class ResponseBody(RequestBody):
     model: str | None = None
     instructions: str | None = None
     stream: bool = False
+    cache_salt: CacheSalt = None
     background: bool = False
     include: list[str] = Field(default_factory=list, max_length=64)
     store: bool = True
@@ -196,6 +198,7 @@ class ResponseBody(RequestBody):
             model=self.model,
             stream=self.stream,
             max_tokens=None if limit == -1 else limit,
+            cache_salt=self.cache_salt,
             stop=self.stop,
             response_format=self.text.wanted,
         )

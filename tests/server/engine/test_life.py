@@ -242,7 +242,7 @@ def test_snapshots_give_way_to_requests(model: Any, tokenizer: Any) -> None:
             ask(loop, request(f"{i}", prompt(101, i), 5))
         assert loop.status().kv.held_bytes["snapshots"] == 2 * 2 * 100 * 1024  # type: ignore[union-attr]
         ask(loop, request("two", prompt(20, 9), 5, n=2))
-        assert loop.status().counters["snapshots_evicted"] == 2
+        assert loop.status().prefixes.num_evicted == {"memory": 2}  # type: ignore[union-attr]
 
 
 def test_jobs_run_beside_chats_and_alone(model: Any, tokenizer: Any) -> None:

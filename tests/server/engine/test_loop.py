@@ -86,7 +86,7 @@ def test_the_next_turn_resumes_at_a_snapshot(model: Any, tokenizer: Any) -> None
         assert cold.finish.cached_tokens == 0
         again = ask(loop, request("d", (*tokens, 5), 40))
         turn = ask(loop, request("e", (*tokens, 5, *answer, 9, 9), 10))
-        assert loop.status().counters["prefix_hits"] == 2
+        assert loop.status().prefixes.num_hits == 2  # type: ignore[union-attr]
     assert (again.finish.cached_tokens, again.tokens()) == (150, answer)
     assert turn.finish.cached_tokens == 151 + 40
     with serving(model, tokenizer) as loop:
