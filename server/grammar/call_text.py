@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from server.grammar.closed_schema import closed
 from server.grammar.spec import CallFormat, GrammarSpec, ParameterFormat, ToolCalls, ToolSchema
 
 
@@ -63,7 +64,7 @@ class _CallGrammar:
         return rule
 
     def _arguments(self, rule: str, tool: ToolSchema, form: CallFormat) -> str:
-        schema = json.loads(tool.parameters)
+        schema = closed(json.loads(tool.parameters))
         if form.parameters is None:
             return self._json(schema)
         required = schema.get("required", ())

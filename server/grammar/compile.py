@@ -13,6 +13,7 @@ import llguidance
 
 from server.errors import BadRequestError
 from server.grammar.call_text import call_grammar
+from server.grammar.closed_schema import closed
 from server.grammar.matcher import Matcher
 from server.grammar.spec import GrammarSpec
 from server.grammar.tokens import TokenTable
@@ -124,12 +125,12 @@ def _grammar_text(spec: GrammarSpec, tokens: TokenTable) -> str:
     """
     options = {"whitespace_pattern": WHITESPACE, "lenient": not spec.strict}
     if spec.kind in ("json_object", "json_schema"):
-        schema = spec.text or '{"type":"object"}'
-        return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options))
+        schema = closed(json.loads(spec.text or '{"type":"object"}'))
+        return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
     if spec.kind == "tool_calls":
         calls = call_grammar(spec, tokens.special_ids, options)
         if spec.text:
-            schema = json.dumps({**json.loads(spec.text), "x-guidance": options})
+            schema = json.dumps({**closed(json.loads(spec.text)), "x-guidance": options})
             calls = calls.replace("\nstart: ", "\nstart: calls | answer\nanswer: %json " + schema + "\ncalls: ", 1)
         return str(llguidance.LLMatcher.grammar_from_lark(calls))
     if spec.kind == "choice":
