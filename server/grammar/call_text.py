@@ -10,6 +10,9 @@ from typing import Any
 from server.grammar.closed_schema import closed
 from server.grammar.spec import CallFormat, GrammarSpec, ParameterFormat, ToolCalls, ToolSchema
 
+# Of one answer: a weak model that may go on calling never stops by itself.
+MAX_CALLS = 16
+
 
 def call_grammar(spec: GrammarSpec, special_ids: Mapping[str, int], json_options: dict[str, Any]) -> str:
     """The grammar of `spec.calls`; with "in_tool_call" of what follows the trigger.
@@ -43,7 +46,7 @@ class _CallGrammar:
         # In free text each call has its own trigger, unless a section holds them all.
         more = ""
         if self._calls.parallel and (form.section_start or not after_trigger):
-            more = f"({self._literal(form.separator)} {self._any_tool('more', '')})*"
+            more = f"({self._literal(form.separator)} {self._any_tool('more', '')}){{0,{MAX_CALLS - 1}}}"
         body = f"{self._literal(start)} {first} {more} {self._literal(form.section_end)}"
         return "\n".join(["%llguidance {}", f"start: {body}", *self._rules])
 

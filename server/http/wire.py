@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "x-vecinfer-ignored", "Retry-After", "Location")
 # Paths of the OpenAI and Anthropic APIs, which clients also ask for without their prefix.
 _PREFIXED = re.compile(
-    r"/(chat/completions|completions|models(/.*)?|responses(/.*)?|messages(/.*)?|embeddings|tokenize|detokenize)"
+    r"/(chat/completions|completions|models(/.*)?|responses(/.*)?|messages(/.*)?|embeddings|tokenize|detokenize|tokenizer_info)"
 )
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 MAX_HEADER_CHARS = 1000

@@ -1,4 +1,4 @@
-"""POST /v1/tokenize and /v1/detokenize, also without /v1: what vLLM and llama-server have."""
+"""The tokenizer over HTTP, also without /v1: what vLLM and llama-server have."""
 
 from __future__ import annotations
 
@@ -53,3 +53,17 @@ async def detokenize(request: Request) -> dict[str, Any]:
         raise BadRequestError(f"tokens: {wrong} is not a token id of this model (0-{size - 1})", param="tokens")
     text = await context.prompts.run(lambda t: t.decode(body.tokens))
     return {"prompt": text, "content": text}
+
+
+@router.get("/v1/tokenizer_info")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """What a client needs to apply the chat template itself: the special tokens' texts and the template."""
+    context = app_context(request)
+    context.check_ready()
+
+    def told(tokenizer: Any) -> dict[str, Any]:
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+        return {"tokenizer_class": "PreTrainedTokenizerFast"} | {n: getattr(tokenizer, n, None) for n in names}
+
+    context_len = context.engine.status().context_len
+    return {**await context.prompts.run(told), "model_max_length": context_len}

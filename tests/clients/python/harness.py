@@ -65,7 +65,8 @@ def run() -> None:
             "error": error,
             "s": round(time.monotonic() - start, 2),
         }
-        print("CHECK " + json.dumps(line), flush=True)
+        # On a line of its own, whatever the client has printed before.
+        print("\nCHECK " + json.dumps(line), flush=True)
     os._exit(0)  # some clients leave threads that never end
 
 

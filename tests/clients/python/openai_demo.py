@@ -42,7 +42,9 @@ def json_schema():
 @check
 def required_tool():
     function = {"name": "invent", "description": "Invent a person.", "parameters": SCHEMA}
-    answer = ask("Invent a person.", tools=[{"type": "function", "function": function}], tool_choice="required")
+    tools = [{"type": "function", "function": function}]
+    answer = ask("Invent a person.", tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert len(answer.choices[0].message.tool_calls) == 1
     call = answer.choices[0].message.tool_calls[0].function
     assert (call.name, set(json.loads(call.arguments))) == ("invent", {"name", "age"})
 

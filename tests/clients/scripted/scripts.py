@@ -106,11 +106,11 @@ def say(text: str) -> Answer:
 def weather(conversation: Conversation, found: re.Match[str]) -> str:
     """One call for each city named, then a sentence with the results."""
     cities = [city for city in found.groups() if city]
+    if len(conversation.results) >= len(cities):
+        return finish(conversation, "It is 18 degrees and sunny in " + " and ".join(cities) + ".")
     tool = conversation.tool("weather|temp|forecast")
     if tool is None:
         return finish(conversation, "I cannot look up the weather.")
-    if len(conversation.results) >= len(cities):
-        return finish(conversation, "It is 18 degrees and sunny in " + " and ".join(cities) + ".")
     before = "Let me look. \n" if "first say" in conversation.user else ""
     return before + "\n".join(call_tool(tool, city=c, location=c) for c in cities)
 
@@ -140,6 +140,11 @@ def finish(conversation: Conversation, text: str, **known: Any) -> str:
     if tool is None:
         return text
     return tool_call(tool.name, dict.fromkeys(list(tool.properties)[:1] or ["answer"], known.get("answer", text)))
+
+
+def observed(conversation: Conversation, found: re.Match[str]) -> str:
+    """The result that a framework hands on as a message of the user."""
+    return finish(conversation, f"It is {found[1]}.")
 
 
 def count(conversation: Conversation, found: re.Match[str]) -> str:
@@ -185,6 +190,7 @@ def shell_call(tool: Tool, line: str) -> str:
 
 TABLE: tuple[tuple[str, Answer], ...] = (
     (r"greeting\.txt(?: in the folder (\S+))?", write_file),
+    (r"^Observation:\s*(18 degrees[^\n]*)", observed),
     (r"weather in (\w+)(?: and (?:in )?(\w+))?", weather),
     (r"add (\d+) and (\d+)", add),
     (r"\bAda\b", person),

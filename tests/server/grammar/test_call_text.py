@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from server.grammar.call_formats import CALL_FORMATS
+from server.grammar.call_text import MAX_CALLS
 from server.grammar.compile import GrammarCompiler
 from server.grammar.constraint import make_constraint
 from server.grammar.spec import HERMES, CallFormat, Starts, tool_calls, tool_schema
@@ -96,3 +97,9 @@ def test_calls_or_an_answer_of_a_schema_but_nothing_else(compiler: GrammarCompil
         assert refused_text(make_constraint(compiler, spec), compiler, text) is None
     assert refused_text(make_constraint(compiler, spec), compiler, "Well") == "W"
     assert refused_text(make_constraint(compiler, spec), compiler, '{"no"') == "n"
+
+
+def test_an_answer_holds_sixteen_calls_at_most(compiler: GrammarCompiler) -> None:
+    constraint = make_constraint(compiler, tool_calls(SCHEMAS, HERMES))
+    assert refused_text(constraint, compiler, "\n".join([CALL] * MAX_CALLS)) is None
+    assert refused_text(constraint, compiler, "\n<tool_call>") is not None

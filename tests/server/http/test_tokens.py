@@ -30,3 +30,9 @@ async def test_wrong_requests_are_named(client: httpx.AsyncClient) -> None:
         assert error_of(await client.post("/v1/tokenize", json=body), 400)["param"] == "prompt"
     assert "258" in error_of(await client.post("/v1/detokenize", json={"tokens": [258]}), 400)["message"]
     assert error_of(await client.post("/v1/tokenize", json={"prompt": "x" * 600_000}), 400)["code"]
+
+
+async def test_a_client_that_applies_the_template_itself_is_told_it(client: httpx.AsyncClient) -> None:
+    told = (await client.get("/tokenizer_info")).json()
+    assert told["chat_template"] == "{{ messages }}" and told["model_max_length"] == 4096
+    assert {"bos_token", "eos_token", "pad_token", "unk_token"} < told.keys()
