@@ -1,8 +1,8 @@
 """Schemas whose objects hold the properties they name and no others, unless they say so.
 
 JSON Schema leaves an object open that does not forbid further properties. A weak model then writes names of its own,
-which the tool or the program that asked does not know. llama-server and xgrammar close such objects too. What is held to
-the closed schema is valid by the open one.
+which the tool or the program that asked does not know. llama-server and xgrammar close such objects too. What is held
+to the closed schema is valid by the open one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,25 @@ from typing import Any
 
 # Keywords by which other schemas have a say in the same object: closing one part would forbid what another asks for.
 _SHARED = frozenset(
-    "allOf anyOf oneOf not if then else $ref $dynamicRef dependentSchemas dependentRequired dependencies "
-    "additionalProperties unevaluatedProperties patternProperties propertyNames minProperties".split()
+    [
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "$ref",
+        "$dynamicRef",
+        "dependentSchemas",
+        "dependentRequired",
+        "dependencies",
+        "additionalProperties",
+        "unevaluatedProperties",
+        "patternProperties",
+        "propertyNames",
+        "minProperties",
+    ]
 )
 _MEMBERS = ("anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "$defs", "definitions")
