@@ -11,27 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Keywords by which other schemas have a say in the same object: closing one part would forbid what another asks for.
-_SHARED = frozenset(
-    [
-        "allOf",
-        "anyOf",
-        "oneOf",
-        "not",
-        "if",
-        "then",
-        "else",
-        "$ref",
-        "$dynamicRef",
-        "dependentSchemas",
-        "dependentRequired",
-        "dependencies",
-        "additionalProperties",
-        "unevaluatedProperties",
-        "patternProperties",
-        "propertyNames",
-        "minProperties",
-    ]
-)
+_SHARED = frozenset(("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref", "$dynamicRef"))
+_SHARED |= {"dependentSchemas", "dependentRequired", "dependencies", "propertyNames", "minProperties"}
+_SHARED |= {"additionalProperties", "unevaluatedProperties", "patternProperties"}
 _MEMBERS = ("anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "$defs", "definitions")
 
