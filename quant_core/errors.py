@@ -5,6 +5,9 @@ QuantError
 ├── ShapeError      an array's dimensions disagree with the spec
 ├── CodecError      fitting refused: unusable samples, NaN activations, singular transform
 ├── ArtifactError   a stored codec that cannot be used: corrupt, foreign, of another version
+│   ├── ArtifactNotFoundError   there is none of that name
+│   ├── ArtifactInUseError      another process serves with it
+│   └── ArtifactStorageError    its folder cannot be written or read: disk full, read-only
 ├── PoolError       the page pool cannot do what was asked
 │   └── PoolFullError   no page is free
 └── KernelError     a back end cannot be used, or a kernel failed its self-test
@@ -29,6 +32,18 @@ class CodecError(QuantError):
 
 class ArtifactError(QuantError):
     """A stored codec cannot be used: corrupt, foreign, of another version."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """There is no artifact of that name."""
+
+
+class ArtifactInUseError(ArtifactError):
+    """Another process serves with the artifact."""
+
+
+class ArtifactStorageError(ArtifactError):
+    """The folder of artifacts cannot be written: disk full, read-only, not allowed."""
 
 
 class PoolError(QuantError):

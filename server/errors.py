@@ -11,6 +11,7 @@ ServerError                (status, code, param)
 ├── ConflictError          409
 ├── QueueFullError         429 with Retry-After
 ├── NotReadyError          503
+├── StorageError           507 storage_failed: the disk is full or read-only
 ├── ConfigError            at start only: config.yaml, environment, command line
 ├── ModelError             at start only: a model that is missing, unreachable or of an unsupported kind
 └── ServiceError           `vecinfer service` only: what cannot be installed, removed or asked, and the remedy
@@ -118,6 +119,14 @@ class NotReadyError(ServerError):
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StorageError(ServerError):
+    """The disk does not take what is to be kept: full, read-only, not allowed. The message has cause and path."""
+
+    status = 507
+    type = "server_error"
+    code = "storage_failed"
 
 
 class ConfigError(ServerError):

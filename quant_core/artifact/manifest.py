@@ -1,11 +1,11 @@
-"""What is written beside an artifact's arrays: identity, geometry, checksums, report."""
+"""What a codec says of itself beside its arrays: specs, rotary embedding, names of arrays, the hash that names it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
@@ -15,66 +15,10 @@ from mlx.utils import tree_flatten
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import NUM_CENTROIDS, PAGE_SIZE, Section, VQSpec, WindowSpec
-from quant_core.errors import ArtifactError
 
-FORMAT = "vecinfer-artifact"
+# Of artifacts on disk, and part of what an id is the hash of.
 FORMAT_VERSION = 1
 _HASHED_BYTES_PER_ARRAY = 4096
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The JSON beside an artifact's arrays.
-
-    Attributes:
-        artifact_id: hash of the codec's contents.
-        fingerprint: of the model it was fitted on.
-        format_version: of this layout on disk.
-        created_at: seconds since the epoch.
-        window: exact window, sinks and bucket length.
-        layers: per layer index (as a string), specs and rotary embedding.
-        checksums: per file of the artifact, its bytes and SHA-256.
-        table_bytes: bytes of means, transforms and tables in memory.
-        info: bits, transforms, seed and versions of the fit.
-        report: the evaluation.
-    """
-
-    artifact_id: str
-    fingerprint: str
-    format_version: int
-    created_at: float
-    window: dict[str, int]
-    layers: dict[str, Any]
-    checksums: dict[str, dict[str, Any]]
-    table_bytes: int
-    info: dict[str, Any]
-    report: dict[str, Any]
-
-    def to_json(self) -> str:
-        """The text of manifest.json, keys sorted."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str) -> Manifest:
-        """Read manifest.json.
-
-        Raises:
-            ArtifactError: corrupt, or of another format version.
-        """
-        try:
-            data = json.loads(text)
-            if data.pop("format") != FORMAT:
-                raise ArtifactError(f"{where} is not a {FORMAT}")
-            if data["format_version"] != FORMAT_VERSION:
-                raise ArtifactError(
-                    f"artifact {where} has format version {data['format_version']} and this program reads "
-                    f"{FORMAT_VERSION}; use the program version that wrote it, or calibrate again"
-                )
-            return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"artifact {where} is corrupted: its manifest cannot be read ({error}); delete it and calibrate again"
-            ) from error
 
 
 def layer_manifest(layer: LayerCodec) -> dict[str, Any]:
@@ -123,8 +67,8 @@ def content_id(layers: dict[int, LayerCodec], window: WindowSpec) -> str:
     return f"vq-{digest.hexdigest()[:20]}"
 
 
-def spec_from(data: dict[str, Any]) -> VQSpec:
-    """A VQSpec out of a manifest."""
+def spec_from(data: Mapping[str, Any]) -> VQSpec:
+    """A VQSpec out of `layer_manifest`."""
     return VQSpec(data["head_dim"], tuple(Section(**s) for s in data["sections"]))
 
 
@@ -147,7 +91,7 @@ def _sampled_bytes(array: mx.array) -> bytes:
     return np.array(sample).tobytes()
 
 
-def layer_from(index: int, data: dict[str, Any], arrays: Mapping[str, mx.array]) -> LayerCodec:
+def layer_from(index: int, data: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> LayerCodec:
     """One layer out of `layer_manifest` and the arrays of `layer_arrays`."""
 
     def vectors(kind: str) -> VectorCodec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, Literal
 
 from quant_core.slices import Progress
@@ -38,7 +39,9 @@ class Job:
         self.report: dict[str, Any] | None = None
         self.error: str | None = None
         self.activated = False
+        self.activation_error: str | None = None
         self.cancel_requested = False
+        self._wire_options = options.to_wire()
         self._changed = asyncio.Event()
 
     @property
@@ -87,9 +90,11 @@ class Job:
     def set_activated(self, error: str | None) -> None:
         """The stored artifact is in use, or `error` says why not."""
         self.activated = error is None
+        self.activation_error = error
         self._notify(self.detail + (", active" if error is None else f", not activated: {error}"))
 
     def _end(self, state: JobState, detail: str) -> None:
+        self.options = replace(self.options, texts=())  # which may be megabytes
         self.ended_at = time.time()
         self.remaining_s = None
         self._set(state, detail)
@@ -124,9 +129,10 @@ class Job:
             "created_at": self.created_at,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
-            "options": self.options.to_wire(),
+            "options": self._wire_options,
             "artifact_id": self.artifact_id,
             "activated": self.activated,
+            "activation_error": self.activation_error,
             "report": self.report,
             "error": self.error,
         }

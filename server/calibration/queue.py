@@ -1,49 +1,30 @@
-"""Calibration jobs, one at a time on the engine's thread, and the artifacts they leave."""
+"""Calibration jobs, one at a time on the engine's thread. Whatever becomes of one, the next has its turn."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quant_core.cache.store import KVStore
-from quant_core.codec.codec import ModelCodec
-from quant_core.errors import ArtifactError, PoolError, QuantError
+from quant_core.errors import QuantError
 from quant_core.slices import Progress, mapped
+from server.calibration.artifacts import RETRY_AFTER_S, CalibrationTarget, ServedArtifacts
 from server.calibration.job import Job
 from server.calibration.options import JobOptions
 from server.engine.interface import Engine
-from server.errors import ConflictError, NotFoundError, NotReadyError, QueueFullError, ServerError
+from server.errors import ConflictError, NotFoundError, QueueFullError, ServerError
 
 if TYPE_CHECKING:
-    from quant_core.artifact.store import ArtifactStore, Manifest
+    from quant_core.artifact.store import ArtifactStore
     from server.calibration.procedure import Procedure
 
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_JOBS = 8
 MAX_KEPT_JOBS = 100
-RETRY_AFTER_S = 60
-ARTIFACT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True)
-class CalibrationTarget:
-    """The loaded model.
-
-    On the engine's thread, `make_store` builds its KV store for a codec; `unproven` gives the slices of the kernels'
-    self-test where that codec still needs one on this machine.
-    """
-
-    model: Any
-    tokenizer: Any
-    fingerprint: str
-    make_store: Callable[[ModelCodec], KVStore]
-    unproven: Callable[[ModelCodec], Generator[Any, None, Any] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +50,9 @@ class CalibrationQueue:
         self, engine: Engine, artifacts: ArtifactStore, procedure: Procedure, target: Future[CalibrationTarget]
     ) -> None:
         self._engine = engine
-        self._artifacts = artifacts
+        self.artifacts = ServedArtifacts(engine, artifacts, target)
+        self._store = artifacts
         self._procedure = procedure
-        self._target = target
         self._jobs: dict[str, Job] = {}
         self._queue: asyncio.Queue[Job] = asyncio.Queue(MAX_QUEUED_JOBS)
         self._running: tuple[Job, Future[StoredArtifact]] | None = None
@@ -86,10 +67,12 @@ class CalibrationQueue:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
+        while not self._queue.empty():
+            self._queue.get_nowait().cancel()
 
     def check_loaded(self) -> None:
         """Raise NotReadyError unless a model is loaded."""
-        self._loaded()
+        self.artifacts.loaded()
 
     # Jobs
 
@@ -100,7 +83,7 @@ class CalibrationQueue:
             NotReadyError: no model is loaded yet.
             QueueFullError: too many jobs wait.
         """
-        self._loaded()
+        self.artifacts.loaded()
         job = Job(options)
         try:
             self._queue.put_nowait(job)
@@ -149,24 +132,47 @@ class CalibrationQueue:
     async def _run(self, job: Job) -> None:
         """Run one job to its end, whatever end that is."""
         job.begin()
-        future = self._engine.run_job(self._slices(job, self._loaded(), asyncio.get_running_loop()))
-        self._running = (job, future)
-        ended = asyncio.wrap_future(future)
         try:
-            await asyncio.wait([ended])
+            stored = await self._calibrated(job)
+        except asyncio.CancelledError:
+            job.cancel()
+            if _is_being_cancelled():
+                raise
+        except JobCancelled:
+            job.cancel()
+        except Exception as error:  # a job's failure is its own: the worker outlives it
+            job.fail(_reason(error), _report_of(error))
+            _log_failure(error, "calibration %s failed: %s", job.id)
+        else:
+            job.store(stored.artifact_id, stored.report)
+            log.info("calibration %s stored artifact %s", job.id, stored.artifact_id)
+            if job.options.activate:
+                await self._activate(job, stored.artifact_id)
+
+    async def _calibrated(self, job: Job) -> StoredArtifact:
+        future = self._engine.run_job(self._slices(job, self.artifacts.loaded(), asyncio.get_running_loop()))
+        self._running = (job, future)
+        try:
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             job.cancel_requested = True
             future.cancel()
-            job.cancel()
             raise
         finally:
             self._running = None
-        if ended.cancelled() or isinstance(ended.exception(), JobCancelled):
-            job.cancel()
-        elif (error := ended.exception()) is not None:
-            self._fail(job, error)
+
+    async def _activate(self, job: Job, artifact_id: str) -> None:
+        try:
+            await self.artifacts.activate(artifact_id)
+        except asyncio.CancelledError:
+            job.set_activated("the server is shutting down")
+            if _is_being_cancelled():
+                raise
+        except Exception as error:  # a job's failure is its own: the worker outlives it
+            job.set_activated(_reason(error))
+            _log_failure(error, "artifact %s is stored, but not active: %s", artifact_id)
         else:
-            await self._finish(job, ended.result())
+            job.set_activated(None)
 
     def _slices(
         self, job: Job, target: CalibrationTarget, loop: asyncio.AbstractEventLoop
@@ -177,94 +183,35 @@ class CalibrationQueue:
             raise JobCancelled
         loop.call_soon_threadsafe(job.note_storing)
         report = result.report.to_dict()
-        return StoredArtifact(self._artifacts.put(result.codec, report, target.fingerprint), report)
+        return StoredArtifact(self._store.put(result.codec, report, target.fingerprint), report)
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        if isinstance(error, QuantError | ServerError):
-            report = getattr(error, "report", None)
-            job.fail(str(error), None if report is None else report.to_dict())
-            log.warning("calibration %s failed: %s", job.id, error)
-        else:
-            job.fail(f"internal error: {type(error).__name__}; the server's log has the details")
-            log.error("calibration %s failed", job.id, exc_info=error)
 
-    async def _finish(self, job: Job, stored: StoredArtifact) -> None:
-        job.store(stored.artifact_id, stored.report)
-        log.info("calibration %s stored artifact %s", job.id, stored.artifact_id)
-        if job.options.activate:
-            try:
-                await self.activate(stored.artifact_id)
-            except ServerError as error:
-                job.set_activated(error.message)
-            else:
-                job.set_activated(None)
+def _is_being_cancelled() -> bool:
+    """Whether this task is to end; else what it waited for was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
-    # Artifacts
 
-    async def manifests(self) -> list[Manifest]:
-        """StoredArtifact artifacts of all models."""
-        return await asyncio.to_thread(self._artifacts.list)
+def _reason(error: Exception) -> str:
+    """For the caller: our own errors and the system's in their words, others by name."""
+    if isinstance(error, QuantError | ServerError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}: {error.filename}"
+    return f"internal error: {type(error).__name__}; the server's log has the details"
 
-    async def manifest(self, artifact_id: str) -> Manifest:
-        """One stored artifact; NotFoundError when unknown."""
-        if ARTIFACT_ID.fullmatch(artifact_id):
-            for manifest in await self.manifests():
-                if manifest.artifact_id == artifact_id:
-                    return manifest
-        raise NotFoundError(f"there is no artifact '{artifact_id[:100]}'", param="id", code="artifact_not_found")
 
-    async def activate(self, artifact_id: str) -> None:
-        """New conversations use the artifact from the next step on; running ones finish on theirs.
+def _report_of(error: Exception) -> dict[str, Any] | None:
+    """The figures of a codec that the gate refused."""
+    report = getattr(error, "report", None)
+    return None if report is None else dict(report.to_dict())
 
-        Raises:
-            NotReadyError: no model is loaded yet.
-            NotFoundError: no such artifact.
-            ConflictError: it is corrupt or another model's, two are live already, or the pool has no room.
-        """
-        target = self._loaded()
-        await self.manifest(artifact_id)
 
-        def swap() -> None:
-            codec = self._artifacts.get(artifact_id, target.fingerprint)
-            self._engine.activate(target.make_store(codec))
-            self._artifacts.set_active(target.fingerprint, artifact_id)
-
-        if self._engine.status().active_artifact == artifact_id:
-            await asyncio.to_thread(self._artifacts.set_active, target.fingerprint, artifact_id)
-            return
-        try:
-            if (prepare := target.unproven) is not None:
-                await self._prove(lambda: prepare(self._artifacts.get(artifact_id, target.fingerprint)))
-            await asyncio.wrap_future(self._engine.call(swap))
-        except (ArtifactError, PoolError) as error:
-            raise ConflictError(str(error), code="artifact_unusable") from error
-
-    async def _prove(self, unproven: Callable[[], Generator[Any, None, Any] | None]) -> None:
-        """Test the kernels for a new geometry between decode steps, so that no chat waits for it."""
-        slices = await asyncio.wrap_future(self._engine.call(unproven))
-        if slices is not None:
-            await asyncio.wrap_future(self._engine.run_job(slices))
-
-    async def delete(self, artifact_id: str) -> None:
-        """Remove an artifact that nothing uses.
-
-        Raises:
-            NotFoundError: no such artifact.
-            ConflictError: a conversation uses it, or it is the active one.
-        """
-        await self.manifest(artifact_id)
-        status = self._engine.status()
-        if artifact_id == status.active_artifact or artifact_id in status.live_artifacts:
-            raise ConflictError(f"artifact {artifact_id} is in use; activate another one first", code="artifact_in_use")
-        try:
-            await asyncio.to_thread(self._artifacts.delete, artifact_id)
-        except ArtifactError as error:
-            raise ConflictError(str(error), code="artifact_unusable") from error
-
-    def _loaded(self) -> CalibrationTarget:
-        if not self._target.done():
-            raise NotReadyError("no model is loaded yet", retry_after_s=RETRY_AFTER_S)
-        return self._target.result()
+def _log_failure(error: Exception, message: str, name: str) -> None:
+    if isinstance(error, QuantError | ServerError):
+        log.warning(message, name, error)
+    else:
+        log.error(message, name, type(error).__name__, exc_info=error)
 
 
 def _watched(

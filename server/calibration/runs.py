@@ -8,10 +8,11 @@ from collections.abc import Generator
 from typing import Any
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
+from quant_core.calibrate.procedure import CalibrationResult
 from quant_core.calibrate.report import GateError
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import LEGAL_BITS
-from quant_core.errors import CodecError
+from quant_core.errors import ArtifactStorageError, CodecError
 from quant_core.slices import Progress, run
 from server.calibration.options import JobOptions, configured_options
 from server.calibration.procedure import calibration_slices
@@ -27,6 +28,8 @@ def first_calibration(
     config: ServerConfig, loaded: LoadedModel, artifacts: ArtifactStore, fingerprint: str
 ) -> Generator[Progress, None, ModelCodec]:
     """Calibrate, store and activate; when the gate refuses a codec, the next higher bits are tried.
+
+    On a disk that cannot be written the codec is served from memory.
 
     Raises:
         CodecError: no codec up to 4 bits passes, or the samples are unusable; the message names the remedy.
@@ -44,9 +47,18 @@ def first_calibration(
             key_bits, value_bits = (min(b + 1, LEGAL_BITS[-1]) for b in (options.key_bits, options.value_bits))
             options = dataclasses.replace(options, key_bits=key_bits, value_bits=value_bits)
             continue
+        return _kept(artifacts, result, fingerprint)
+
+
+def _kept(artifacts: ArtifactStore, result: CalibrationResult, fingerprint: str) -> ModelCodec:
+    """The codec as stored and active, else as it is in memory: it can be served until the process ends."""
+    try:
         artifact_id = artifacts.put(result.codec, result.report.to_dict(), fingerprint)
         artifacts.set_active(fingerprint, artifact_id)
         return artifacts.get(artifact_id, fingerprint)
+    except ArtifactStorageError as error:
+        log.warning("%s. The fitted codec is served from memory; the next start fits it again", error)
+        return result.codec
 
 
 def calibrate_local(

@@ -97,14 +97,22 @@ class VerdictBook:
         return content if isinstance(content, dict) else {}
 
     def _save(self, entry: Mapping[str, Any]) -> None:
-        content = {**self._all(), self._key: entry}
+        try:
+            self._write({**self._all(), self._key: entry})
+        except OSError as error:
+            log.warning("%s cannot be written; the kernels are tested again at the next start: %s", self._path, error)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())  # a GPU fault may take the whole machine with it
-        os.replace(scratch, self._path)
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())  # a GPU fault may take the whole machine with it
+            os.replace(scratch, self._path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _verdict(entry: Mapping[str, Any]) -> Verdict | None:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from quant_core.artifact.store import ArtifactStore
 from quant_core.slices import Progress, mapped
+from server.calibration.artifacts import CalibrationTarget
 from server.calibration.procedure import calibration_slices
-from server.calibration.queue import CalibrationQueue, CalibrationTarget
+from server.calibration.queue import CalibrationQueue
 from server.config import LogConfig, ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded

@@ -19,7 +19,7 @@ from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import ArtifactError
 from quant_core.slices import Progress, run
-from server.calibration.queue import CalibrationTarget
+from server.calibration.artifacts import CalibrationTarget
 from server.calibration.runs import first_calibration
 from server.config import ServerConfig, chat_template, user_data_dir
 from server.doctor.proof import proven_backend, unproven

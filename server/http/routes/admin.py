@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from quant_core.artifact.schema import Manifest
+from quant_core.artifact.store import DamagedArtifact
 from server.calibration.job import Job
 from server.calibration.queue import CalibrationQueue
 from server.errors import NotFoundError
@@ -84,41 +86,43 @@ async def cancel_calibration(request: Request, job_id: str) -> JSONResponse:
 
 @router.get("/artifacts")
 async def list_artifacts(request: Request) -> dict[str, Any]:
-    """Stored artifacts of all models, and which one new conversations use."""
+    """Stored artifacts of all models, which one new conversations use, and those that are damaged."""
     context = app_context(request)
-    manifests = await _calibration(context).manifests()
-    return {"object": "list", "data": [_artifact(context, manifest) for manifest in manifests]}
+    found = await _calibration(context).artifacts.list()
+    return {"object": "list", "data": [_artifact(context, artifact) for artifact in found]}
 
 
 @router.get("/artifacts/{artifact_id}")
 async def get_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
     """One artifact with its evaluation report."""
     context = app_context(request)
-    return _artifact(context, await _calibration(context).manifest(artifact_id))
+    return _artifact(context, await _calibration(context).artifacts.find(artifact_id))
 
 
 @router.post("/artifacts/{artifact_id}/activate")
 async def activate_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
     """New conversations use it from the next step on; running ones finish on theirs."""
-    await _calibration(app_context(request)).activate(artifact_id)
+    await _calibration(app_context(request)).artifacts.activate(artifact_id)
     return {"id": artifact_id, "object": "artifact", "active": True}
 
 
 @router.delete("/artifacts/{artifact_id}")
 async def delete_artifact(request: Request, artifact_id: str) -> dict[str, Any]:
-    """Remove an artifact that nothing uses."""
-    await _calibration(app_context(request)).delete(artifact_id)
+    """Remove an artifact that nothing uses, damaged or not."""
+    await _calibration(app_context(request)).artifacts.delete(artifact_id)
     return {"id": artifact_id, "object": "artifact", "deleted": True}
 
 
-def _artifact(context: AppContext, manifest: Any) -> dict[str, Any]:
+def _artifact(context: AppContext, found: Manifest | DamagedArtifact) -> dict[str, Any]:
     status = context.engine.status()
+    damaged = isinstance(found, DamagedArtifact)
     return {
-        **dataclasses.asdict(manifest),
-        "id": manifest.artifact_id,
+        **(dataclasses.asdict(found) if isinstance(found, DamagedArtifact) else found.model_dump()),
+        "id": found.artifact_id,
         "object": "artifact",
-        "active": manifest.artifact_id == status.active_artifact,
-        "live": manifest.artifact_id in status.live_artifacts,
+        "damaged": damaged,
+        "active": found.artifact_id == status.active_artifact,
+        "live": found.artifact_id in status.live_artifacts,
     }
 
 

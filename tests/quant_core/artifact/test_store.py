@@ -17,7 +17,7 @@ import pytest
 from quant_core.artifact.manifest import content_id, layer_arrays
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.codec.codec import ModelCodec
-from quant_core.errors import ArtifactError
+from quant_core.errors import ArtifactError, ArtifactNotFoundError
 from quant_core.proof.random_codec import random_codec
 from tests.helpers.tiny_models import build_tiny_model
 
@@ -72,8 +72,11 @@ def _flip(folder: Path) -> None:
 
 
 def _edit(folder: Path, **changes: object) -> None:
+    """Change the manifest, as version 0.1 wrote it: without a checksum of its own."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    data = json.loads(path.read_text())
+    del data["checksums"]["manifest.json"]
+    path.write_text(json.dumps({**data, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,12 @@ def _edit(folder: Path, **changes: object) -> None:
         (lambda f: _edit(f, artifact_id="vq-other"), "corrupted: its manifest names"),
         (lambda f: (f / "manifest.json").write_text("{"), "corrupted: its manifest"),
         (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "corrupted"),
-        (lambda f: (f / "manifest.json").unlink(), "there is no artifact"),
+        (lambda f: (f / "manifest.json").unlink(), "corrupted: it has no manifest"),
+        (lambda f: _edit(f, created_at=None), "corrupted: its manifest.*created_at"),
+        (lambda f: _edit(f, checksums=None), "corrupted: its manifest.*checksums"),
+        (lambda f: _edit(f, checksums={}), "corrupted: the checksum"),
+        (lambda f: _edit(f, info={"text": "\ud800"}), "corrupted: its manifest"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "corrupted: its manifest"),
     ],
 )
 def test_damage_is_named(
@@ -99,6 +107,53 @@ def test_damage_is_named(
     damage(tmp_path / artifact_id)
     with pytest.raises(ArtifactError, match=says):
         store.get(artifact_id, "m")
+
+
+@pytest.mark.parametrize("field", ["channel_start", "num_channels", "subvec_dim", "num_codebooks", "head_dim"])
+@pytest.mark.parametrize("value", [0, -1, 3, 10**30, None, True, "4", 4.5])
+def test_a_geometry_that_no_codec_has_is_named(
+    store: ArtifactStore, codec: ModelCodec, tmp_path: Path, field: str, value: object
+) -> None:
+    artifact_id = store.put(codec, {}, "m")
+    layers = json.loads((tmp_path / artifact_id / "manifest.json").read_text())["layers"]
+    spec = layers["1"]["values"]
+    (spec if field == "head_dim" else spec["sections"][0])[field] = value
+    _edit(tmp_path / artifact_id, layers=layers)
+    if (field, value) == ("channel_start", 0):
+        assert store.get(artifact_id, "m")
+        return
+    says = "do not fit|disagree" if field == "num_codebooks" and value == 3 else r"cannot be read \(layers\.1\.values"
+    with pytest.raises(ArtifactError, match=f"corrupted: .*({says})"):
+        store.get(artifact_id, "m")
+
+
+def test_damaged_ones_are_listed_apart_and_can_be_deleted(
+    store: ArtifactStore, codec: ModelCodec, tmp_path: Path
+) -> None:
+    whole, broken = store.put(codec, {}, "m"), store.put(random_codec(1, 1, 64), {}, "m")
+    store.set_active("m", broken)
+    (tmp_path / broken / "manifest.json").write_text("no JSON")
+    (tmp_path / "empty").mkdir()
+    assert [m.artifact_id for m in store.list()] == [whole]
+    assert {d.artifact_id for d in store.damaged()} == {broken, "empty"}
+    assert all("delete it" in d.problem for d in store.damaged())
+    store.delete(broken)
+    store.delete("empty")
+    assert store.damaged() == () and store.active("m") is None
+    with pytest.raises(ArtifactNotFoundError):
+        store.delete(broken)
+
+
+def test_an_artifact_of_version_0_1_loads(store: ArtifactStore, codec: ModelCodec, tmp_path: Path) -> None:
+    artifact_id = store.put(codec, {"kl_mean": 0.03}, "m")
+    _edit(tmp_path / artifact_id)
+    assert "manifest.json" not in json.loads((tmp_path / artifact_id / "manifest.json").read_text())["checksums"]
+    assert store.get(artifact_id, "m").layers.keys() == {0, 1}
+
+
+def test_a_report_may_hold_what_is_no_number(store: ArtifactStore, codec: ModelCodec) -> None:
+    artifact_id = store.put(codec, {"perplexity": float("inf"), "texts": ("a",)}, "m")
+    assert store.manifest(artifact_id).report == {"perplexity": None, "texts": ["a"]}
 
 
 def test_storing_again_repairs_a_damaged_artifact(store: ArtifactStore, codec: ModelCodec, tmp_path: Path) -> None:
@@ -145,7 +200,7 @@ def earlier(tmp_path: Path, codec: ModelCodec) -> str:
 def test_what_an_earlier_version_stored_is_found_and_moved_once(tmp_path: Path, earlier: str) -> None:
     store = ArtifactStore(tmp_path)
     assert store.active("m") == earlier and store.get(earlier, "m").artifact_id == earlier
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["active.json", earlier]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "active.json", earlier]
     assert ArtifactStore(tmp_path).active("m") == earlier
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from quant_core.errors import CodecError
+from quant_core.artifact.store import DamagedArtifact
+from quant_core.errors import ArtifactStorageError, CodecError
+from server.calibration.artifacts import CalibrationTarget
 from server.calibration.options import JobOptions
-from server.calibration.queue import CalibrationQueue, CalibrationTarget
+from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.http.app import create_app
 from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, calibration_queue, loaded_target
@@ -265,6 +267,74 @@ async def test_activate_after_the_job(engine: FakeEngine) -> None:
                 break
             await asyncio.sleep(0.005)
         assert engine.activated == ["art-new1"] and s.artifacts.active_ids == {"model-1": "art-new1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ArtifactStorageError("cannot write in /data: No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device", "/data/active.json"), "No space left on device: /data/active.json"),
+        (ZeroDivisionError("secret"), "internal error: ZeroDivisionError; the server's log has the details"),
+    ],
+    ids=["storage", "system", "bug"],
+)
+async def test_a_failed_activation_has_its_reason_and_the_next_job_its_turn(
+    engine: FakeEngine, error: Exception, reason: str
+) -> None:
+    async with admin(engine) as s:
+        s.procedure.gate.set()
+        s.artifacts.disk_error = error
+        first = await s.start(activate=True)
+        second = await s.start()
+        await s.until(second["id"], "stored")
+        job = await s.job(first["id"])
+        assert (job["state"], job["activated"]) == ("stored", False)
+        assert reason in job["activation_error"] and job["activation_error"] in job["detail"]
+        assert engine.activated == [] and s.artifacts.active_ids == {}
+
+
+async def test_what_the_engine_refuses_is_not_active_on_the_disk(engine: FakeEngine) -> None:
+    async with admin(engine) as s:
+        assert (await s.client.post("/admin/artifacts/art-old/activate")).status_code == 200
+        error_of(await s.client.post("/admin/artifacts/art-a/activate"), 409)
+        assert s.artifacts.active_ids == {"model-1": "art-old"} and engine.activated == ["art-old"]
+
+
+async def test_a_full_disk_is_told_by_name_and_nothing_is_active(engine: FakeEngine) -> None:
+    async with admin(engine) as s:
+        s.artifacts.disk_error = ArtifactStorageError("cannot write in /data: No space left on device")
+        error = error_of(await s.client.post("/admin/artifacts/art-old/activate"), 507)
+        assert error["code"] == "storage_failed" and "/data: No space left" in error["message"]
+        assert engine.activated == []
+
+
+async def test_damaged_artifacts_are_listed_never_load_and_can_be_deleted(engine: FakeEngine) -> None:
+    async with admin(engine) as s:
+        s.artifacts.broken["art-broken"] = DamagedArtifact("art-broken", "art-broken is corrupted; delete it")
+        listed = {a["id"]: a for a in (await s.client.get("/admin/artifacts")).json()["data"]}
+        assert {i: a["damaged"] for i, a in listed.items()} == {
+            "art-old": False, "art-foreign": False, "art-a": False, "art-broken": True,
+        }  # fmt: skip
+        assert (await s.client.get("/admin/artifacts/art-broken")).json() == listed["art-broken"]
+        assert listed["art-broken"]["problem"] == "art-broken is corrupted; delete it"
+        refused = error_of(await s.client.post("/admin/artifacts/art-broken/activate"), 409)
+        assert refused["code"] == "artifact_unusable" and "delete it" in refused["message"]
+        assert (await s.client.delete("/admin/artifacts/art-broken")).json()["deleted"] is True
+        error_of(await s.client.delete("/admin/artifacts/art-broken"), 404)
+
+
+async def test_ended_jobs_keep_no_text(engine: FakeEngine) -> None:
+    async with admin(engine) as s:
+        s.procedure.gate.set()
+        job = await s.until((await s.start(text=["a" * 1000] * 3))["id"], "stored")
+        assert job["options"]["num_texts"] == 3 and s.service.job(job["id"]).options.texts == ()
+
+
+async def test_jobs_that_wait_when_the_server_stops_are_cancelled(engine: FakeEngine) -> None:
+    async with admin(engine) as s:
+        jobs = [await s.start() for _ in range(3)]
+        await s.until(jobs[0]["id"], "fitting")
+    assert [s.service.job(job["id"]).state for job in jobs] == ["cancelled"] * 3
 
 
 async def test_activate_delete_and_conflicts(engine: FakeEngine) -> None:
