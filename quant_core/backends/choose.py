@@ -17,7 +17,10 @@ from quant_core.errors import KernelError
 
 NAMES = ("auto", "metal", "cuda", "reference")
 # Tested and replaced one by one; vq_attention_mma exists on CUDA only, in front of vq_attention.
-KERNELS = ("vq_append", "vq_encode", "vq_reconstruct", "vq_columns", "vq_attention", "vq_attention_mma")
+KERNELS = (
+    "vq_append", "vq_encode", "vq_reconstruct", "vq_centre", "vq_extend", "vq_columns", "vq_turn", "vq_attention",
+    "vq_attention_mma",
+)  # fmt: skip
 
 
 class FastAttention(Protocol):
@@ -55,7 +58,10 @@ class CompositeBackend:
         self.vq_append = trusted("vq_append").vq_append
         self.vq_encode = trusted("vq_encode").vq_encode
         self.vq_reconstruct = trusted("vq_reconstruct").vq_reconstruct
+        self.vq_centre = trusted("vq_centre").vq_centre
+        self.vq_extend = trusted("vq_extend").vq_extend
         self.vq_columns = trusted("vq_columns").vq_columns
+        self.vq_turn = trusted("vq_turn").vq_turn
         self._attention = trusted("vq_attention").vq_attention
 
     def vq_attention(self, step: DecodeStep) -> mx.array:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from quant_core.backends import launch
+from quant_core.backends import launch, launch_prompt
 from quant_core.backends.kernel_text import Dialect, KernelSource, load_kernel
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors, ColumnBand, DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.spec import MAX_DECODE_LEN, WindowSpec
 
@@ -60,17 +60,24 @@ class DeviceBackend:
     ) -> tuple[mx.array, mx.array]:
         return launch.reconstruct(self.kernel("vq_reconstruct"), codes, row, first_page, num_pages, codec)
 
+    def vq_centre(
+        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], codec: LayerCodec, window: WindowSpec
+    ) -> mx.array:
+        return launch_prompt.centre(self.kernel("vq_centre"), keys, values, starts, codec, window)
+
+    def vq_extend(
+        self, vectors: mx.array, spans: ChunkSpans, rings: RingArrays, window: WindowSpec
+    ) -> tuple[RingArrays, mx.array]:
+        return launch_prompt.extend(self.kernel("vq_extend"), vectors, spans, rings, window)
+
     def vq_columns(
-        self,
-        codes: PagedCodes,
-        row: int,
-        plan: ColumnPlan,
-        rings: RingArrays,
-        new: NewVectors,
-        codec: LayerCodec,
+        self, codes: PagedCodes, band: ColumnBand, rings: RingArrays, new: ChunkVectors, codec: LayerCodec,
         window: WindowSpec,
-    ) -> tuple[mx.array, mx.array]:
-        return launch.columns(self.kernel("vq_columns"), codes, row, plan, rings, new, codec, window)
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        return launch_prompt.columns(self.kernel("vq_columns"), codes, band, rings, new, codec, window)
+
+    def vq_turn(self, vectors: mx.array, band: ColumnBand, codec: LayerCodec, window: WindowSpec) -> mx.array:
+        return launch_prompt.turn(self.kernel("vq_turn"), vectors, band, codec, window)
 
     def vq_attention(self, step: DecodeStep) -> mx.array:
         return launch.attention(self.kernel, step, self._target_groups)

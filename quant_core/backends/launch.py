@@ -12,7 +12,7 @@ import numpy as np
 
 from quant_core.backends.decode_plan import MIN_PARAMETERS, PartialShape, choose_shape, plan_decode
 from quant_core.codec import space as code_space
-from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
+from quant_core.codec.arrays import DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.rotary import Rotary
 from quant_core.codec.spec import MAX_DECODE_LEN, NUM_CENTROIDS, PAGE_SIZE, VQSpec, WindowSpec, doubled_to
@@ -79,14 +79,14 @@ def _no_angles() -> tuple[mx.array, mx.array]:
     return mx.zeros((8,)), mx.zeros((8,))
 
 
-def _angles(rotary: Rotary | None, window: WindowSpec, last: int) -> tuple[mx.array, mx.array]:
+def angles(rotary: Rotary | None, window: WindowSpec, last: int) -> tuple[mx.array, mx.array]:
     """cos and sin of all bucket starts up to position `last`; the table grows by doubling."""
     if rotary is None:
         return _no_angles()
     return code_space.bucket_table(rotary, window.bucket_len, doubled_to(last // window.bucket_len + 1))
 
 
-def _rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
+def rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
     dims, traditional = (rotary.dims, rotary.traditional) if rotary else (0, False)
     return [("ROTARY_DIMS", dims), ("TRADITIONAL", traditional)]
 
@@ -98,7 +98,7 @@ def _append_constants(
     """vq_append's arrays of a layer, template values and threads: put together once, asked for at every step."""
     dim = codec.keys.spec.head_dim
     parts, threads = _parts(dim)
-    template = [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *_rotary_template(codec.rotary)]
+    template = [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *rotary_template(codec.rotary)]
     arrays = codec.keys.mean, codec.values.mean, codec.keys.transform, codec.values.transform
     return arrays, template, threads
 
@@ -143,10 +143,10 @@ def append(
     """vq_append for at most 8 tokens a row."""
     batch, heads, length, _ = keys.shape
     arrays, template, threads = _append_constants(codec, keys.dtype, length)
-    angles = _angles(codec.rotary, window, max(starts) + length - 1)
+    turns = angles(codec.rotary, window, max(starts) + length - 1)
     ring_keys, ring_values = kernel(
         inputs=[
-            keys, values, rings.ring_keys, rings.ring_values, *arrays, *angles, _spans(starts, lengths),
+            keys, values, rings.ring_keys, rings.ring_values, *arrays, *turns, _spans(starts, lengths),
             _ring_sizes(window),
         ],
         template=template,
@@ -210,33 +210,6 @@ def reconstruct(
     return keys, values
 
 
-def columns(
-    kernel: Launcher, codes: PagedCodes, row: int, plan: ColumnPlan, rings: RingArrays, new: NewVectors,
-    codec: LayerCodec, window: WindowSpec,
-) -> tuple[mx.array, mx.array]:  # fmt: skip
-    """vq_columns of one row."""
-    heads, num_columns = codec.num_kv_heads, PAGE_SIZE * plan.num_blocks
-    num_pending = int(new.key_codes.shape[1])
-    pending = (new.key_codes, new.value_codes) if num_pending else _no_codes()
-    keys, values = kernel(
-        inputs=[
-            codes.pool, codes.page_table, flat_tables(codec.keys), flat_tables(codec.values), *pending,
-            rings.ring_keys, rings.ring_values, *_sinks(rings, window), new.keys, new.values,
-            ints(
-                row * codes.max_pages, plan.num_coded, new.first_page, num_pending, plan.exact_block,
-                plan.exact_first, plan.begin, plan.start, plan.end, row, window.ring_slots, window.num_sink_tokens,
-            ),
-            # Apart, so that it stays on the device: CUDA fetches an array that is new to it at its first read.
-            ints(codes.pages_per_slab, codes.page_bytes, codes.slab_bytes, codes.layer.offset),
-        ],
-        template=[*section_template(codec.keys.spec, "K_"), *section_template(codec.values.spec, "V_")],
-        grid=(256, heads, plan.num_blocks), threadgroup=(256, 1, 1),
-        output_shapes=[(heads, num_columns, c.spec.head_dim) for c in (codec.keys, codec.values)],
-        output_dtypes=[mx.float16, mx.float16],
-    )  # fmt: skip
-    return keys, values
-
-
 def attention(kernels: KernelFactory, step: DecodeStep, target_groups: int) -> mx.array:
     """vq_attention: queries per bucket, one matmul, partial softmaxes, merge."""
     queries, starts, rings, codes = step.queries, step.starts, step.rings, step.codes
@@ -250,12 +223,12 @@ def attention(kernels: KernelFactory, step: DecodeStep, target_groups: int) -> m
     shape = choose_shape(codec.keys.spec, codec.values.spec, n, product.size)
     tiles = -(-n // shape.num_queries)
     plan = plan_decode(starts, length, codes.num_pages, window, n, heads * tiles, shape.num_simdgroups, target_groups)
-    cosines, sines = _angles(codec.rotary, window, max(starts) + length - 1)
+    cosines, sines = angles(codec.rotary, window, max(starts) + length - 1)
     rotated, mean_scores = kernels("vq_attention_queries")(
         inputs=[
             queries, codec.keys.mean, cosines, sines, plan.entries, ints(plan.num_entries, n), _factor(step.scale),
         ],
-        template=[("T", queries.dtype), ("A", product), ("HEAD_DIM", dim), *_rotary_template(codec.rotary)],
+        template=[("T", queries.dtype), ("A", product), ("HEAD_DIM", dim), *rotary_template(codec.rotary)],
         grid=(-(-plan.num_entries // 8) * 256, heads, n), threadgroup=(256, 1, 1),
         output_shapes=[(heads, plan.num_entries * n, dim), (heads, plan.num_entries * n)],
         output_dtypes=[product, mx.float32],
@@ -265,7 +238,7 @@ def attention(kernels: KernelFactory, step: DecodeStep, target_groups: int) -> m
     partials = kernels("vq_attention_partial")(
         inputs=[
             code_queries, mean_scores, codes.pool, codes.page_table, flat_tables(codec.keys),
-            flat_tables(codec.values), rings.ring_keys, rings.ring_values, *_sinks(rings, window),
+            flat_tables(codec.values), rings.ring_keys, rings.ring_values, *sinks_of(rings, window),
             plan.work, plan.rows, _geometry(codes, plan.num_entries * n, length, n, window),
         ],
         template=partial_template(shape, codec, product),
@@ -297,7 +270,7 @@ def partial_template(shape: PartialShape, codec: LayerCodec, product: mx.Dtype) 
     ]  # fmt: skip
 
 
-def _sinks(rings: RingArrays, window: WindowSpec) -> tuple[mx.array, mx.array]:
+def sinks_of(rings: RingArrays, window: WindowSpec) -> tuple[mx.array, mx.array]:
     """The sink arrays; without sinks the kernel reads neither, and gets something that is not empty."""
     if window.num_sink_tokens:
         return rings.sink_keys, rings.sink_values
@@ -313,11 +286,6 @@ def _no_sinks() -> tuple[mx.array, mx.array]:
 def no_sink_logits() -> mx.array:
     """In the place of learned sinks where there are none; not read."""
     return mx.zeros((8,))
-
-
-@lru_cache(maxsize=1)
-def _no_codes() -> tuple[mx.array, mx.array]:
-    return mx.zeros((8,), mx.uint8), mx.zeros((8,), mx.uint8)
 
 
 def _geometry(codes: PagedCodes, query_rows: int, length: int, n: int, window: WindowSpec) -> mx.array:

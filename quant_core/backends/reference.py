@@ -9,7 +9,15 @@ from quant_core.attention.softmax import Partial, attend_block, visibility_bias
 from quant_core.attention.streaming import attend_codes, attended, group_queries
 from quant_core.codec import arrays
 from quant_core.codec import space as code_space
-from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
+from quant_core.codec.arrays import (
+    ChunkSpans,
+    ChunkVectors,
+    ColumnBand,
+    ColumnPlan,
+    DecodeStep,
+    PagedCodes,
+    RingArrays,
+)
 from quant_core.codec.codec import LayerCodec, VectorCodec, kept_with_codec
 from quant_core.codec.page_layout import unpack_block
 from quant_core.codec.reconstruct import reconstruct
@@ -76,37 +84,41 @@ class ReferenceBackend:
     ) -> tuple[mx.array, mx.array]:
         return _row_pages(codes, row, first_page, num_pages, codec)
 
+    def vq_centre(
+        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], codec: LayerCodec, window: WindowSpec
+    ) -> mx.array:
+        positions = np.array(starts, np.int64)[:, None] + np.arange(keys.shape[2])
+        turned = code_space.keys_back(keys, positions, codec, window.bucket_len)
+        halves = (turned, codec.keys), (values.astype(mx.float32), codec.values)
+        return mx.stack([x - half.mean[:, None] for x, half in halves]).astype(mx.float16)
+
+    def vq_extend(
+        self, vectors: mx.array, spans: ChunkSpans, rings: RingArrays, window: WindowSpec
+    ) -> tuple[RingArrays, mx.array]:
+        lengths = tuple(e - s for s, e in zip(spans.starts, spans.ends, strict=True))
+        rows = []
+        for row, (begin, start, end) in enumerate(zip(spans.begins, spans.starts, spans.ends, strict=True)):
+            older, new = mx.stack([*rings.span(row, begin, start)]), vectors[:, row, :, : end - start]
+            filler = mx.zeros((2, vectors.shape[2], spans.num_exact - (end - begin), vectors.shape[4]), mx.float16)
+            rows.append(mx.concatenate([older, new, filler], axis=2))
+        extended = append_exact(vectors[0], vectors[1], spans.starts, lengths, rings, window)
+        return extended, mx.stack(rows, axis=1)
+
     def vq_columns(
-        self,
-        codes: PagedCodes,
-        row: int,
-        plan: ColumnPlan,
-        rings: RingArrays,
-        new: NewVectors,
-        codec: LayerCodec,
+        self, codes: PagedCodes, band: ColumnBand, rings: RingArrays, new: ChunkVectors, codec: LayerCodec,
         window: WindowSpec,
-    ) -> tuple[mx.array, mx.array]:
-        pooled = _row_pages(codes, row, 0, min(new.first_page, plan.num_coded), codec)
-        left = max(0, plan.num_coded - new.first_page) * PAGE_SIZE
-        older = rings.span(row, plan.begin, plan.start)
-        num_old_sinks = min(window.num_sink_tokens, plan.start)
-        parts = []
-        for coded, plain, half, old, sinks, fresh in (
-            (pooled[0], new.key_codes, codec.keys, older[0], rings.sink_keys, new.keys),
-            (pooled[1], new.value_codes, codec.values, older[1], rings.sink_values, new.values),
-        ):
-            if left:
-                coded = mx.concatenate([coded, reconstruct(plain[:, :left], half)], axis=1)
-            if plan.num_coded:
-                exact = mx.concatenate([sinks[row, :, :num_old_sinks], fresh], axis=1)[:, : window.num_sink_tokens]
-                coded = mx.concatenate([exact, coded[:, window.num_sink_tokens :]], axis=1)
-            tail = mx.concatenate([old, fresh], axis=1)
-            front = plan.exact_block * PAGE_SIZE - coded.shape[1] + plan.begin - plan.exact_first
-            back = PAGE_SIZE * plan.num_blocks - coded.shape[1] - front - tail.shape[1]
-            heads, _, dim = tail.shape
-            filler = [mx.zeros((heads, n, dim), mx.float16) for n in (front, back)]
-            parts.append(mx.concatenate([coded, filler[0], tail, filler[1]], axis=1))
-        return parts[0], parts[1]
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        rows = [_row_columns(codes, plan, band.num_columns, rings, new, codec, window) for plan in band.rows]
+        return mx.stack([keys for keys, _ in rows]), mx.stack([values for _, values in rows])
+
+    def vq_turn(self, vectors: mx.array, band: ColumnBand, codec: LayerCodec, window: WindowSpec) -> mx.array:
+        positions = np.zeros((len(band.rows), band.num_columns), np.int64)
+        for row, plan in enumerate(band.rows):
+            coded = plan.num_coded * PAGE_SIZE
+            positions[row, :coded] = np.arange(coded)
+            positions[row, coded : plan.num_columns] = np.arange(plan.begin, plan.end)
+        raw = vectors.astype(mx.float32) + codec.keys.mean[:, None]
+        return code_space.keys_on(raw, positions, codec, window.bucket_len).astype(mx.float16)
 
     def vq_attention(self, step: DecodeStep) -> mx.array:
         queries, codes, codec, window = step.queries, step.codes, step.codec, step.window
@@ -125,6 +137,29 @@ class ReferenceBackend:
             state = state.merge(attend_codes(grouped, first * PAGE_SIZE, keys, values, code_ends, codec, window))
         out = attended(state, codec, step.sink_logits)
         return out.reshape(batch, num_heads, length, -1).astype(queries.dtype)
+
+
+def _row_columns(
+    codes: PagedCodes, plan: ColumnPlan, num_columns: int, rings: RingArrays, new: ChunkVectors, codec: LayerCodec,
+    window: WindowSpec,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """`k~, v~ [Hkv, C, D]` of one row of a band."""
+    row, num_sinks = plan.row, window.num_sink_tokens
+    pooled = _row_pages(codes, row, 0, plan.num_pooled, codec)
+    pending = slice(plan.num_pooled * PAGE_SIZE - plan.begin, plan.num_coded * PAGE_SIZE - plan.begin)
+    parts = []
+    for kind, (plain, half, sinks) in enumerate((
+        (new.key_codes, codec.keys, rings.sink_keys), (new.value_codes, codec.values, rings.sink_values)
+    )):  # fmt: skip
+        coded = pooled[kind]
+        if plan.num_coded > plan.num_pooled:
+            coded = mx.concatenate([coded, reconstruct(plain[row, :, pending], half)], axis=1)
+        if plan.num_coded:
+            coded = mx.concatenate([sinks[row], coded[:, num_sinks:]], axis=1)
+        exact = new.exact[kind, row, :, : plan.end - plan.begin]
+        filler = mx.zeros((*exact.shape[:1], num_columns - plan.num_columns, exact.shape[2]), mx.float16)
+        parts.append(mx.concatenate([coded, exact, filler], axis=1))
+    return parts[0], parts[1]
 
 
 def _row_pages(

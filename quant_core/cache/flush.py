@@ -161,10 +161,47 @@ def _page_contents(due: Sequence[_DueRow], arena: Arena, backend: KernelBackend)
         ]
         for i, pages in zip(group.members, mx.concatenate(parts, axis=-1), strict=True):
             contents[i] = pages
-    for i in groups.alone:
-        parts = [_layer_pages(due[i].layers[index], due[i].first, due[i].end, backend) for index in indices]
-        contents[i] = mx.concatenate(parts, axis=1)
+    for alike in _alike(due, groups.alone, indices):
+        if len(alike) > 1 or _is_uniform(due[alike[0]], indices):
+            for i, pages in zip(alike, _pages_of_all_layers([due[i] for i in alike], indices), strict=True):
+                contents[i] = pages
+            continue
+        d = due[alike[0]]
+        parts = [_layer_pages(d.layers[index], d.first, d.end, backend) for index in indices]
+        contents[alike[0]] = mx.concatenate(parts, axis=1)
     return contents
+
+
+def _is_uniform(due: _DueRow, indices: Sequence[int]) -> bool:
+    """Whether all layers have one codec's shape and exactly the due pages pending: they are packed together."""
+    shapes = {_shape(due.layers[index]) for index in indices}
+    return len(shapes) == 1 and all(
+        len(pending := due.layers[index].pending) == 1
+        and (pending[0].first_page, pending[0].num_pages) == (due.first, due.end - due.first)
+        for index in indices
+    )
+
+
+def _shape(layer: _LayerRow) -> tuple[int, VQSpec, VQSpec]:
+    codec: LayerCodec = layer.cache.layer.codec
+    return codec.num_kv_heads, codec.keys.spec, codec.values.spec
+
+
+def _alike(due: Sequence[_DueRow], alone: Sequence[int], indices: Sequence[int]) -> list[list[int]]:
+    """Uniform rows by the number of their pages; every other row by itself."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for i in alone:
+        pages = due[i].end - due[i].first
+        found.setdefault((pages, -1) if _is_uniform(due[i], indices) else (pages, i), []).append(i)
+    return list(found.values())
+
+
+def _pages_of_all_layers(due: Sequence[_DueRow], indices: Sequence[int]) -> mx.array:
+    """Pages `[R, n, page_bytes]` uint8 of uniform rows that have equally many."""
+    pending = [d.layers[index].pending[0] for d in due for index in indices]
+    codec: LayerCodec = due[0].layers[indices[0]].cache.layer.codec
+    pages = _paged(mx.stack([p.keys for p in pending]), mx.stack([p.values for p in pending]), codec)
+    return pages.reshape(len(due), len(indices), *pages.shape[1:]).swapaxes(1, 2).flatten(2)
 
 
 def _grouped(due: Sequence[_DueRow], indices: Sequence[int]) -> _Groups:

@@ -18,8 +18,10 @@ from quant_core.codec.page_layout import LayerLayout, PageLayout
 from quant_core.errors import PoolError
 
 SLAB_BYTES = 16 << 20
-# Layers whose prompt attention may be under way at once; each holds a reconstructed history or a block of it.
-MAX_LAYERS_IN_FLIGHT = 2
+# Reconstructed history that prompt attention under way may hold at once: the host waits for the oldest layer above it.
+# A submission of MLX's takes a part of it at least, since each costs the host some 100 us on CUDA.
+MAX_BYTES_IN_FLIGHT = 1 << 30
+SUBMISSION_BYTES, SUBMISSION_LAYERS = MAX_BYTES_IN_FLIGHT // 16, 8
 
 
 class Pool:
@@ -59,8 +61,14 @@ class Pool:
         Nothing may hold the array meanwhile, or MLX copies it whole: no view, no step under way, and no evaluation that
         has not been synchronised with (it may keep what it made for a moment longer). Hence one call for all.
         """
-        for index, (slab, start) in enumerate(places):
-            self.array[slab, start : start + contents.shape[1]] = contents[index]
+        size, first = contents.shape[1], 0
+        for last, (slab, start) in enumerate(places, 1):
+            if last < len(places) and places[last] == (slab, start + size):
+                continue
+            # Neighbours in one go.
+            begin = start - (last - 1 - first) * size
+            self.array[slab, begin : start + size] = contents[first:last].reshape(-1)
+            first = last
         mx.eval(self.array)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pool:
@@ -101,7 +109,8 @@ class Arena:
         self.pool = pool
         self.layout = layout
         self.table = PageTable(pool.slabs, pool.slab_bytes // layout.page_bytes)
-        self._in_flight: deque[mx.array] = deque()
+        self._in_flight: deque[tuple[mx.array, int]] = deque()
+        self._built_layers = self._built_bytes = 0
         self._device_table = _device_table([], [], pool.array)
 
     def allocate(self, reservation: Any) -> int:
@@ -121,11 +130,24 @@ class Arena:
         per_slab, size = self.table.pages_per_slab, self.layout.page_bytes
         self.pool.put([(page // per_slab, page % per_slab * size) for page in pages], contents)
 
-    def started(self, result: mx.array) -> None:
-        """A layer's prompt attention is under way; waits until at most MAX_LAYERS_IN_FLIGHT are."""
-        self._in_flight.append(result)
-        while len(self._in_flight) > MAX_LAYERS_IN_FLIGHT:
-            mx.eval(self._in_flight.popleft())
+    def submit(self, result: mx.array, live: Any, num_bytes: int) -> None:
+        """A layer's prompt attention is built; it holds `num_bytes` while it runs.
+
+        Started at once, or with a layer that follows and depends on it. The host waits, for the oldest, only where too
+        much would be held.
+        """
+        self._built_layers += 1
+        self._built_bytes += num_bytes
+        if self._built_bytes < SUBMISSION_BYTES and self._built_layers < SUBMISSION_LAYERS:
+            return
+        mx.async_eval(result, live)  # type: ignore[no-untyped-call]
+        self._in_flight.append((result, self._built_bytes))
+        self._built_layers = self._built_bytes = 0
+        held = sum(size for _, size in self._in_flight)
+        while len(self._in_flight) > 2 and held > MAX_BYTES_IN_FLIGHT:
+            oldest, size = self._in_flight.popleft()
+            mx.eval(oldest)
+            held -= size
 
     def codes(self, rows: Sequence[Row], layer: LayerLayout) -> PagedCodes:
         """The pages of a batch of rows as a back end reads them; made when they change, which few steps do."""

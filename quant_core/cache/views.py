@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from quant_core.attention.fused import attend_row_fused, can_fuse, plan_columns
+from quant_core.attention.fused import attend_band, inverse_keys, plan_bands
 from quant_core.attention.streaming import Block, ExactColumns, attend_row, exact_columns
 from quant_core.backends.base import KernelBackend
-from quant_core.cache.pool import Arena
+from quant_core.cache.pool import MAX_BYTES_IN_FLIGHT, Arena
 from quant_core.cache.row import Row
-from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors, PagedCodes, RingArrays
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors, ColumnBand, DecodeStep, PagedCodes, RingArrays
 from quant_core.codec.codec import LayerCodec, ModelCodec
 from quant_core.codec.reconstruct import reconstruct
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
@@ -132,6 +132,46 @@ class PrefillRow:
         return exact_columns(self.rings, self.index, begin, end, window, (self.keys, self.values))
 
 
+class FusedPrefillView:
+    """What a prompt chunk's attention reads on a GPU, all rows together.
+
+    Attributes:
+        dtype: of the values that came in.
+    """
+
+    def __init__(
+        self, layer: PackedLayer, spans: ChunkSpans, rings: RingArrays, new: ChunkVectors, codes: PagedCodes, live: Any,
+        dtype: mx.Dtype,
+    ) -> None:  # fmt: skip
+        self._layer, self._spans, self._rings, self._new, self._codes = layer, spans, rings, new, codes
+        self._live = live
+        self.dtype = dtype
+
+    def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
+        """Attention band by band; submitted as the arena sees fit."""
+        layer = self._layer
+        bands = plan_bands(self._spans, self._codes.num_pages, layer.window)
+        parts = [self._attend_band(queries, scale, band, sink_logits) for band in bands]
+        out = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        order = [plan.row for band in bands for plan in band.rows]
+        if order != list(range(queries.shape[0])):
+            places = [order.index(row) if row in order else 0 for row in range(queries.shape[0])]
+            out = out[mx.array(places)]
+        columns = sum(len(band.rows) * band.num_columns for band in bands)
+        # k~, v~, k~ T^-1 and the raw keys.
+        layer.arena.submit(out, self._live, columns * layer.codec.num_kv_heads * queries.shape[3] * 4 * 2)
+        return out
+
+    def _attend_band(self, queries: mx.array, scale: float, band: ColumnBand, sink_logits: mx.array | None) -> mx.array:
+        layer = self._layer
+        codec, window, backend = layer.codec, layer.window, layer.backend
+        keys, values = backend.vq_columns(self._codes, band, self._rings, self._new, codec, window)
+        raw = backend.vq_turn(inverse_keys(keys, codec), band, codec, window)
+        rows = [plan.row for plan in band.rows]
+        own = queries if rows == list(range(queries.shape[0])) else queries[mx.array(rows)]
+        return attend_band(own, scale, band, raw, values, codec, window, sink_logits)
+
+
 class PrefillView:
     """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch.
 
@@ -146,8 +186,7 @@ class PrefillView:
         self.dtype = dtype
 
     def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
-        """Streaming attention. Starts the work, and waits for the layer before the last one: a lazy graph would keep
-        all layers' reconstructed history alive, waiting for each would leave a GPU idle while the next one is built."""
+        """Streaming attention. Starts the work: a lazy graph would keep all layers' reconstructed history alive."""
         layer, out = self._layer, []
         for row in self._rows:
             padding = queries.shape[2] - row.length
@@ -158,28 +197,12 @@ class PrefillView:
             result = self._attend_row(queries[row.index, :, : row.length], scale, row, sink_logits)
             out.append(mx.pad(result, [(0, 0), (0, padding), (0, 0)]) if padding else result)
         stacked = mx.stack(out) if len(out) > 1 else out[0][None]
-        mx.async_eval(stacked, self._live)  # type: ignore[no-untyped-call]
-        layer.arena.started(stacked)
+        layer.arena.submit(stacked, self._live, MAX_BYTES_IN_FLIGHT)
         return stacked
 
     def _attend_row(self, queries: mx.array, scale: float, row: PrefillRow, sink_logits: mx.array | None) -> mx.array:
         codec, window = self._layer.codec, self._layer.window
-        if can_fuse(codec, row.start + row.length, window):
-            plan = plan_columns(row.start, row.length, window)
-            new = self._new_vectors(row, plan)
-            keys, values = self._layer.backend.vq_columns(self._codes, row.index, plan, row.rings, new, codec, window)
-            return attend_row_fused(queries, scale, plan, keys, values, codec, window, sink_logits)
         return attend_row(queries, scale, row.start, row.exact(window), self._history(row), codec, window, sink_logits)
-
-    def _new_vectors(self, row: PrefillRow, plan: ColumnPlan) -> NewVectors:
-        codec = self._layer.codec
-        first = min(self._codes.num_pages[row.index], plan.num_coded)
-        codes = [(p.keys, p.values) for p in (p.without(first) for p in row.pending) if p.num_pages]
-        if not codes:
-            heads, *widths = codec.num_kv_heads, codec.keys.spec.code_bytes, codec.values.spec.code_bytes
-            codes = [(mx.zeros((heads, 0, widths[0]), mx.uint8), mx.zeros((heads, 0, widths[1]), mx.uint8))]
-        joined = codes[0] if len(codes) == 1 else [mx.concatenate([c[i] for c in codes], axis=1) for i in (0, 1)]
-        return NewVectors(row.keys, row.values, first, joined[0], joined[1])
 
     def _history(self, row: PrefillRow) -> Iterator[Block]:
         """Reconstructed blocks of the positions some query of the row reads as codes: pool, then pending pages."""

@@ -16,10 +16,17 @@ from mlx_lm.models.cache import _BaseCache
 from quant_core.attention.fused import can_fuse, vectors_in
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.row import Row
-from quant_core.cache.views import DecodeView, PackedLayer, PendingCodes, PrefillRow, PrefillView
+from quant_core.cache.views import (
+    DecodeView,
+    FusedPrefillView,
+    PackedLayer,
+    PendingCodes,
+    PrefillRow,
+    PrefillView,
+)
 from quant_core.codec import arrays
 from quant_core.codec import space as code_space
-from quant_core.codec.arrays import RingArrays
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors, RingArrays
 from quant_core.codec.rings import append_exact
 from quant_core.codec.spec import MAX_DECODE_LEN, PAGE_SIZE
 from quant_core.errors import KernelError, PoolError
@@ -217,11 +224,11 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
     def _advance(self, lengths: Sequence[int]) -> None:
         self.lengths = [a + b for a, b in zip(self.lengths, lengths, strict=True)]
 
-    def _prefill(
-        self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
-    ) -> PrefillView:
+    def _prefill(self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]) -> Any:
         layer, window = self.layer, self.layer.window
-        k, v = self._vectors_in(keys, values, starts, lengths)
+        if all(can_fuse(layer.codec, s + n) for s, n in zip(starts, lengths, strict=True)):
+            return self._prefill_fused(keys, values, starts, lengths)
+        k, v = self._vectors_in(keys, values, starts)
         rows = []
         for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             row = PrefillRow(b, start, length, self.rings, k[b, :, :length], v[b, :, :length])
@@ -232,15 +239,29 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
         return PrefillView(layer, rows, codes, self.state, values.dtype)
 
-    def _vectors_in(
+    def _prefill_fused(
         self, keys: mx.array, values: mx.array, starts: tuple[int, ...], lengths: tuple[int, ...]
-    ) -> tuple[mx.array, mx.array]:
+    ) -> FusedPrefillView:
+        """All rows in the same few launches. Nothing is pending before: a chunk flushes what the one before left."""
+        layer, window, codec, backend = self.layer, self.layer.window, self.layer.codec, self.layer.backend
+        if any(self.pending):
+            raise PoolError("a prompt chunk came before the pages of the one before it were written")
+        spans = ChunkSpans.of(starts, lengths, window)
+        vectors = vectors_in(backend.vq_centre(keys, values, starts, codec, window), codec)
+        self.rings, exact = backend.vq_extend(vectors, spans, self.rings, window)
+        new = ChunkVectors(exact, backend.vq_encode(exact[0], codec.keys), backend.vq_encode(exact[1], codec.values))
+        for b, (start, end, begin) in enumerate(zip(spans.starts, spans.ends, spans.begins, strict=True)):
+            first, last = start // PAGE_SIZE, end // PAGE_SIZE
+            if last > first:
+                tokens = slice(first * PAGE_SIZE - begin, last * PAGE_SIZE - begin)
+                self.pending[b] = [PendingCodes(first, new.key_codes[b, :, tokens], new.value_codes[b, :, tokens])]
+        self._advance(lengths)
+        codes = layer.arena.codes(self.rows, layer.arena.layout.layers[layer.index])
+        return FusedPrefillView(layer, spans, self.rings, new, codes, self.state, values.dtype)
+
+    def _vectors_in(self, keys: mx.array, values: mx.array, starts: tuple[int, ...]) -> tuple[mx.array, mx.array]:
         """`k~, v~ [B, Hkv, L, D]` of a prompt chunk's raw keys and values."""
         codec, window = self.layer.codec, self.layer.window
-        if all(can_fuse(codec, s + n, window) for s, n in zip(starts, lengths, strict=True)):
-            pairs = [vectors_in(keys[b], values[b], start, codec, window) for b, start in enumerate(starts)]
-            k, v = (mx.stack([p[i] for p in pairs]) for i in (0, 1))
-            return k.astype(arrays.EXACT_DTYPE), v.astype(arrays.EXACT_DTYPE)
         positions = np.array(starts)[:, None] + np.arange(keys.shape[2])
         k = code_space.keys_in(keys, positions, codec, window.bucket_len).astype(arrays.EXACT_DTYPE)
         return k, code_space.values_in(values, codec).astype(arrays.EXACT_DTYPE)

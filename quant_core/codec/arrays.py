@@ -11,7 +11,7 @@ import numpy as np
 
 from quant_core.codec.codec import LayerCodec
 from quant_core.codec.page_layout import LayerLayout
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 
 # Of exact vectors in code space. The kernels know no other; the acceptance checks tell its rounding from errors.
 EXACT_DTYPE = mx.float16
@@ -135,39 +135,75 @@ class DecodeStep:
 
 
 @dataclass(frozen=True)
+class ChunkSpans:
+    """Where a prompt chunk's tokens lie, per row; equal ones share what the device needs of them.
+
+    Attributes:
+        starts, ends: positions `start ... end - 1` are the chunk's.
+        begins: first position some query of the row reads as an exact vector, P np(start).
+        num_exact: E, whole pages that hold the longest row's positions `begin ... end - 1`.
+    """
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    begins: tuple[int, ...]
+    num_exact: int
+
+    @classmethod
+    def of(cls, starts: tuple[int, ...], lengths: tuple[int, ...], window: WindowSpec) -> ChunkSpans:
+        """The spans of rows that hold `starts` tokens and take `lengths` more."""
+        ends = tuple(s + n for s, n in zip(starts, lengths, strict=True))
+        begins = tuple(window.num_code_pages(s) * PAGE_SIZE for s in starts)
+        longest = max(e - b for e, b in zip(ends, begins, strict=True))
+        return cls(starts, ends, begins, -(-longest // PAGE_SIZE) * PAGE_SIZE)
+
+
+@dataclass(frozen=True)
 class ColumnPlan:
     """The columns a prompt chunk of one row attends to, in blocks of a page; see `vq_columns`.
 
     Attributes:
-        start, end: the chunk's positions are `start ... end - 1`.
-        begin: first position some query of it reads as an exact vector, P np(start).
-        num_coded: pages some query reads as codes, np(end - 1): the first blocks.
-        exact_block: the block from which on the exact columns lie.
-        exact_first: position of that block's first column, at most `begin`.
-        num_blocks: all blocks; those that are neither are zero.
+        row: in the batch.
+        start, end, begin: see ChunkSpans.
+        num_coded: pages some query reads as codes, np(end - 1): the first blocks. The exact tokens follow.
+        num_pooled: how many of them are read from the pool.
     """
 
+    row: int
     start: int
     end: int
     begin: int
     num_coded: int
-    exact_block: int
-    exact_first: int
-    num_blocks: int
+    num_pooled: int
+
+    @property
+    def num_columns(self) -> int:
+        """Of the codes and the exact tokens."""
+        return self.num_coded * PAGE_SIZE + self.end - self.begin
+
+
+@dataclass(frozen=True)
+class ColumnBand:
+    """Rows whose columns are gathered and turned back together.
+
+    Attributes:
+        rows: a plan each; those alike are neighbours.
+        num_columns: C of every row, a multiple of the page size; what a row does not need of it is zero.
+    """
+
+    rows: tuple[ColumnPlan, ...]
+    num_columns: int
 
 
 @dataclass(frozen=True, eq=False)
-class NewVectors:
-    """What a prompt chunk brings that is in no page yet, in code space.
+class ChunkVectors:
+    """What a prompt chunk's rows bring that is in no page yet, in code space.
 
     Attributes:
-        keys, values: `[Hkv, end - start, D]` float16, the chunk's exact vectors.
-        first_page: index of the first complete page whose codes are not in the pool.
-        key_codes, value_codes: `[Hkv, P n, code_bytes]` uint8 of pages from there on; n may be 0.
+        exact: `[2, B, Hkv, E, D]` float16, keys and values of positions `begin ... end - 1`.
+        key_codes, value_codes: `[B, Hkv, E, code_bytes]` uint8 of them; only those of complete pages are read.
     """
 
-    keys: mx.array
-    values: mx.array
-    first_page: int
+    exact: mx.array
     key_codes: mx.array
     value_codes: mx.array

@@ -47,13 +47,19 @@ def bucket_angles(rotary: Rotary, bucket_len: int, positions: Positions) -> tupl
     return cos[index], sin[index]
 
 
+def keys_back(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
+    """`R(-b) k [B, Hkv, T, D]` float32 of raw keys `[B, Hkv, T, D]` at `positions [B, T]`."""
+    return _turned(keys, positions, codec, bucket_len, -1)
+
+
+def keys_on(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
+    """`R(b) k`, the inverse of `keys_back`."""
+    return _turned(keys, positions, codec, bucket_len, 1)
+
+
 def keys_in(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int) -> mx.array:
     """`k~ [B, Hkv, T, D]` float32 of raw keys `[B, Hkv, T, D]` at `positions [B, T]`."""
-    x = keys.astype(mx.float32)
-    if codec.rotary is not None:
-        cos, sin = bucket_angles(codec.rotary, bucket_len, positions)
-        x = codec.rotary.apply(x, cos[:, None], -sin[:, None])
-    return _project(x, codec.keys)
+    return _project(keys_back(keys, positions, codec, bucket_len), codec.keys)
 
 
 def values_in(values: mx.array, codec: LayerCodec) -> mx.array:
@@ -77,6 +83,14 @@ def queries_in(queries: mx.array, buckets: Positions, codec: LayerCodec, bucket_
     return BucketQueries(
         x @ codec.keys.inverse.swapaxes(-1, -2)[:, None], (x @ codec.keys.mean[:, None, :, None])[..., 0]
     )
+
+
+def _turned(keys: mx.array, positions: Positions, codec: LayerCodec, bucket_len: int, sign: int) -> mx.array:
+    x = keys.astype(mx.float32)
+    if codec.rotary is None:
+        return x
+    cos, sin = bucket_angles(codec.rotary, bucket_len, positions)
+    return codec.rotary.apply(x, cos[:, None], sign * sin[:, None])
 
 
 def _project(x: mx.array, codec: VectorCodec) -> mx.array:

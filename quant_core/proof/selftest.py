@@ -16,11 +16,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.attention.fused import plan_columns
+from quant_core.attention.fused import plan_bands
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import KERNELS, CompositeBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec.arrays import ColumnPlan, DecodeStep, NewVectors
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors, ColumnBand, DecodeStep
 from quant_core.codec.codec import VectorCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import QuantError
@@ -37,7 +37,7 @@ APPEND_LIMIT = 2e-3
 # How much farther than the nearest centroid a chosen one may be.
 ENCODE_LIMIT = 1e-3
 _NUM_TIMED = 5
-# New tokens of the prompt chunk that vq_columns is shown.
+# New tokens of the prompt chunk that the kernels of a prompt are shown.
 _CHUNK_LEN = 150
 # What MLX raises for a kernel that does not compile or launch.
 _REFUSALS = (RuntimeError, ValueError, TypeError, QuantError)
@@ -238,34 +238,89 @@ def _check_reconstruct(backend: CompositeBackend, t: Trial) -> Iterator[_Finding
             yield _Finding(share, 0.0, _where(t, where))
 
 
+def _check_centre(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
+    """By relative error of a vector."""
+    arguments = (*_raw_chunk(t), t.starts, t.case.codec, t.case.window)
+    got = _f64(backend.device.vq_centre(*arguments))
+    with mx.stream(mx.cpu):
+        want = _f64(_REFERENCE.vq_centre(*arguments))
+    difference = np.linalg.norm(got - want, axis=-1) / np.maximum(np.linalg.norm(want, axis=-1), 1e-30)
+    yield _Finding(float(difference.max()), APPEND_LIMIT, _where(t, "a chunk behind every row"))
+
+
+def _check_extend(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
+    """Bit for bit."""
+    chunk = _chunk(t)
+    arguments = (chunk.vectors, chunk.spans, t.rings, t.case.window)
+    rings, exact = backend.device.vq_extend(*arguments)
+    with mx.stream(mx.cpu):
+        wanted, wanted_exact = _REFERENCE.vq_extend(*arguments)
+    for got, want in zip((*rings.arrays, exact), (*wanted.arrays, wanted_exact), strict=True):
+        share = float(np.mean(_f64(got) != _f64(want))) if want.size else 0.0
+        yield _Finding(share, 0.0, _where(t, "share that differs behind a chunk"))
+
+
 def _check_columns(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
     """Bit for bit: a chunk that reaches into the next page, behind every row."""
-    for row, start in enumerate(t.starts):
-        plan, new = _chunk(t, row)
-        arguments = (t.codes, row, plan, t.rings, new, t.case.codec, t.case.window)
+    chunk = _chunk(t)
+    for band in chunk.bands:
+        arguments = (t.codes, band, t.rings, chunk.new, t.case.codec, t.case.window)
         results = backend.device.vq_columns(*arguments)
         with mx.stream(mx.cpu):
             wanted = _REFERENCE.vq_columns(*arguments)
         for kind, got, want in zip(("keys", "values"), results, wanted, strict=True):
             share = float(np.mean(_f64(got) != _f64(want)))
-            yield _Finding(share, 0.0, _where(t, f"share of {kind} that differs behind {start} tokens"))
+            yield _Finding(share, 0.0, _where(t, f"share of {kind} that differs"))
 
 
-def _chunk(t: Trial, row: int) -> tuple[ColumnPlan, NewVectors]:
-    """A prompt chunk of random contents behind a row of the trial; the pages it completes are not in the pool."""
-    codec, window = t.case.codec, t.case.window
-    plan = plan_columns(t.starts[row], _CHUNK_LEN, window)
-    first, rng = min(t.codes.num_pages[row], plan.num_coded), np.random.default_rng(row)
-    num_plain = PAGE_SIZE * max(0, plan.end // PAGE_SIZE - first)
+def _check_turn(backend: CompositeBackend, t: Trial) -> Iterator[_Finding]:
+    """By relative error of a key, where the row has a column."""
+    codec, window, rng = t.case.codec, t.case.window, np.random.default_rng(5)
+    for band in _chunk(t).bands:
+        shape = (len(band.rows), codec.num_kv_heads, band.num_columns, codec.keys.spec.head_dim)
+        vectors = mx.array(rng.standard_normal(shape), mx.float16)
+        got = _f64(backend.device.vq_turn(vectors, band, codec, window))
+        with mx.stream(mx.cpu):
+            want = _f64(_REFERENCE.vq_turn(vectors, band, codec, window))
+        for row, plan in enumerate(band.rows):
+            a, b = got[row, :, : plan.num_columns], want[row, :, : plan.num_columns]
+            difference = np.linalg.norm(a - b, axis=-1) / np.maximum(np.linalg.norm(b, axis=-1), 1e-30)
+            yield _Finding(float(difference.max()), APPEND_LIMIT, _where(t, f"keys behind {plan.start} tokens"))
 
-    def exact(half: VectorCodec) -> mx.array:
-        return mx.array(rng.standard_normal((codec.num_kv_heads, _CHUNK_LEN, half.spec.head_dim)), mx.float16)
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """A prompt chunk of random contents behind every row of a trial; the pages it completes are not in the pool."""
+
+    vectors: mx.array
+    spans: ChunkSpans
+    bands: tuple[ColumnBand, ...]
+    new: ChunkVectors
+
+
+def _raw_chunk(t: Trial) -> tuple[mx.array, mx.array]:
+    rng, codec = np.random.default_rng(4), t.case.codec
+    shape = (len(t.starts), codec.num_kv_heads, _CHUNK_LEN, codec.keys.spec.head_dim)
+    keys, values = (mx.array(rng.standard_normal(shape), mx.float32).astype(t.case.dtype) for _ in range(2))
+    return keys, values
+
+
+def _chunk(t: Trial) -> _Chunk:
+    codec, window, rng = t.case.codec, t.case.window, np.random.default_rng(3)
+    spans = ChunkSpans.of(t.starts, (_CHUNK_LEN,) * len(t.starts), window)
+    heads, dim = codec.num_kv_heads, codec.keys.spec.head_dim
+
+    def exact(length: int) -> mx.array:
+        return mx.array(rng.standard_normal((2, len(t.starts), heads, length, dim)), mx.float16)
 
     def plain(half: VectorCodec) -> mx.array:
-        return mx.array(rng.integers(0, 256, (codec.num_kv_heads, num_plain, half.spec.code_bytes), np.uint8))
+        shape = (len(t.starts), heads, spans.num_exact, half.spec.code_bytes)
+        return mx.array(rng.integers(0, 256, shape, np.uint8))
 
-    keys, values = codec.keys, codec.values
-    return plan, NewVectors(exact(keys), exact(values), first, plain(keys), plain(values))
+    new = ChunkVectors(exact(spans.num_exact), plain(codec.keys), plain(codec.values))
+    pooled = tuple(s // PAGE_SIZE for s in t.starts)
+    bands = plan_bands(spans, tuple(map(min, pooled, t.codes.num_pages)), window)
+    return _Chunk(exact(_CHUNK_LEN), spans, bands, new)
 
 
 def _call_append(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
@@ -281,9 +336,25 @@ def _call_reconstruct(backend: CompositeBackend, t: Trial) -> Callable[[], objec
     return lambda: backend.device.vq_reconstruct(t.codes, 0, 0, t.codes.num_pages[0], t.case.codec)
 
 
+def _call_centre(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    keys, values = _raw_chunk(t)
+    return lambda: backend.device.vq_centre(keys, values, t.starts, t.case.codec, t.case.window)
+
+
+def _call_extend(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    chunk = _chunk(t)
+    return lambda: backend.device.vq_extend(chunk.vectors, chunk.spans, t.rings, t.case.window)[1]
+
+
 def _call_columns(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
-    plan, new = _chunk(t, 0)
-    return lambda: backend.device.vq_columns(t.codes, 0, plan, t.rings, new, t.case.codec, t.case.window)
+    chunk = _chunk(t)
+    return lambda: backend.device.vq_columns(t.codes, chunk.bands[0], t.rings, chunk.new, t.case.codec, t.case.window)
+
+
+def _call_turn(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
+    chunk, codec, window = _chunk(t), t.case.codec, t.case.window
+    keys, _ = _REFERENCE.vq_columns(t.codes, chunk.bands[0], t.rings, chunk.new, codec, window)
+    return lambda: backend.device.vq_turn(keys, chunk.bands[0], codec, window)
 
 
 def _call_portable(backend: CompositeBackend, t: Trial) -> Callable[[], object]:
@@ -299,7 +370,10 @@ _CHECKS = {
     "vq_append": _KernelCheck(_check_append, _call_append, takes_new=True),
     "vq_encode": _KernelCheck(_check_encode, _call_encode),
     "vq_reconstruct": _KernelCheck(_check_reconstruct, _call_reconstruct),
+    "vq_centre": _KernelCheck(_check_centre, _call_centre),
+    "vq_extend": _KernelCheck(_check_extend, _call_extend),
     "vq_columns": _KernelCheck(_check_columns, _call_columns),
+    "vq_turn": _KernelCheck(_check_turn, _call_turn),
     "vq_attention": _KernelCheck(_check_portable, _call_portable, takes_new=True),
     "vq_attention_mma": _KernelCheck(_check_fast, _call_fast, takes_new=True),
 }

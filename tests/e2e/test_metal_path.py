@@ -32,8 +32,8 @@ NEAR_TIE = 0.3
 QUESTION = "What is the capital of France, and what is it known for? " * 8
 # Every kernel of a decode step, of a flush, and of a prompt read in chunks.
 LAUNCHED = (
-    "vq_append", "vq_encode", "vq_reconstruct", "vq_columns", "vq_attention_queries", "vq_attention_partial",
-    "vq_attention_merge",
+    "vq_append", "vq_encode", "vq_reconstruct", "vq_centre", "vq_extend", "vq_columns", "vq_turn",
+    "vq_attention_queries", "vq_attention_partial", "vq_attention_merge",
 )  # fmt: skip
 
 
@@ -84,8 +84,7 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     codec = random_codec(2, 2, 64, window=WindowSpec(window=16, num_sink_tokens=4, bucket_len=64))
     store.set_active(fingerprint, store.put(codec, {}, fingerprint))
     assert folder.is_dir()
-    for module in ("views", "vq_cache"):  # prompts are read as a GPU reads them
-        monkeypatch.setattr(f"quant_core.cache.{module}.can_fuse", lambda *_: True)
+    monkeypatch.setattr("quant_core.cache.vq_cache.can_fuse", lambda *_: True)  # prompts are read as a GPU reads them
     wanted, _ = answer(configuration(tmp_path, "reference"))
 
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -109,7 +108,7 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     assert isinstance(backend, CompositeBackend) and isinstance(backend.device, MetalBackend)
     assert backend.name == "metal" and "back end metal" in started.summary
     (verdict,) = json.loads((tmp_path / "data" / "verdicts.json").read_text()).values()
-    assert [k["passed"] for k in verdict["verdict"]["kernels"]] == [True] * 5
+    assert [k["passed"] for k in verdict["verdict"]["kernels"]] == [True] * 8
     # The last decode step read codes: the pages of the prompt, of one layer.
     for name in ("vq_attention_partial", "vq_columns"):
         assert launches[name].traffic["pool"].read_unique >= 3 * 64 * 2 * 2 * 16

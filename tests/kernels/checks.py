@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from quant_core.attention.fused import plan_columns
+from quant_core.attention.fused import plan_bands
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.codec.arrays import NewVectors
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors
 from quant_core.codec.codec import VectorCodec
-from quant_core.codec.spec import PAGE_SIZE, WindowSpec
+from quant_core.codec.spec import WindowSpec
 from tests.kernels import oracle
 from tests.kernels.scene import Geometry, Scene
 
@@ -89,23 +90,45 @@ def check_reconstruct(backend: KernelBackend, scene: Scene, row: int, first: int
         assert np.array_equal(oracle.as_f64(array), want), f"{backend.name} vq_reconstruct {scene.geometry}"
 
 
-def check_columns(backend: KernelBackend, scene: Scene, row: int, length: int, seed: int = 3) -> None:
-    """vq_columns of a chunk of `length` tokens behind a row, bit for bit; the pages it completes are not pooled."""
-    g, rng = scene.geometry, np.random.default_rng(seed)
-    plan = plan_columns(g.positions[row], length, g.window)
-    first = min(scene.codes.num_pages[row], plan.num_coded)
-    num_plain = PAGE_SIZE * max(0, plan.end // PAGE_SIZE - first)
+def check_prompt(backend: KernelBackend, scene: Scene, lengths: tuple[int, ...], seed: int = 3) -> None:
+    """What a chunk of `lengths` tokens a row passes through: vq_centre, vq_extend, vq_columns, vq_turn.
 
-    def exact() -> mx.array:
-        return mx.array(rng.standard_normal((g.num_kv_heads, length, g.head_dim)), mx.float16)
+    The pages that it completes are not pooled.
+    """
+    g, rng = scene.geometry, np.random.default_rng(seed)
+    heads, longest = g.num_kv_heads, max(lengths)
+    spans = ChunkSpans.of(g.positions, lengths, g.window)
+
+    def vectors(*shape: int) -> mx.array:
+        return mx.array(rng.standard_normal(shape), mx.float32)
+
+    keys, values = (vectors(len(lengths), heads, longest, g.head_dim).astype(g.dtype) for _ in range(2))
+    got = oracle.as_f64(backend.vq_centre(keys, values, g.positions, scene.codec, g.window))
+    want = oracle.centre(scene, keys, values)
+    assert np.all(np.abs(got - want) <= 1e-3 * np.maximum(np.abs(want), 1)), f"{backend.name} vq_centre {g}"
+    fresh = vectors(2, len(lengths), heads, longest, g.head_dim).astype(mx.float16)
+    rings, exact = backend.vq_extend(fresh, spans, scene.rings, g.window)
+    after, everything = oracle.extend(scene, fresh, spans)
+    for array, kept in zip(rings.arrays, after, strict=True):
+        assert np.array_equal(oracle.as_f64(array), kept), f"{backend.name} vq_extend, rings {g}"
+    assert np.array_equal(oracle.as_f64(exact), everything), f"{backend.name} vq_extend, exact {g}"
 
     def plain(codec: VectorCodec) -> mx.array:
-        return mx.array(rng.integers(0, 256, (g.num_kv_heads, num_plain, codec.spec.code_bytes), np.uint8))
+        shape = (len(lengths), heads, spans.num_exact, codec.spec.code_bytes)
+        return mx.array(rng.integers(0, 256, shape, np.uint8))
 
-    new = NewVectors(exact(), exact(), first, plain(scene.codec.keys), plain(scene.codec.values))
-    got = backend.vq_columns(scene.codes, row, plan, scene.rings, new, scene.codec, g.window)
-    for array, want in zip(got, oracle.columns(scene, row, plan, new), strict=True):
-        assert np.array_equal(oracle.as_f64(array), want), f"{backend.name} vq_columns {g}"
+    new = ChunkVectors(exact, plain(scene.codec.keys), plain(scene.codec.values))
+    extended = replace(scene, rings=rings)
+    for band in plan_bands(spans, scene.codes.num_pages, g.window):
+        columns = backend.vq_columns(scene.codes, band, rings, new, scene.codec, g.window)
+        for array, kept in zip(columns, oracle.columns(extended, band, new), strict=True):
+            assert np.array_equal(oracle.as_f64(array), kept), f"{backend.name} vq_columns {g}"
+        turned = oracle.as_f64(backend.vq_turn(columns[0], band, scene.codec, g.window))
+        want = oracle.turn(extended, columns[0], band)
+        there = ~np.isnan(want)
+        assert np.isfinite(turned).all(), f"{backend.name} vq_turn {g}"
+        error = np.abs(turned[there] - want[there]) / np.maximum(np.abs(want[there]), 1)
+        assert error.max() <= 1e-3, f"{backend.name} vq_turn {g}: {error.max():.2e}"
 
 
 def check_all(backend: KernelBackend, scene: Scene) -> None:
@@ -119,7 +142,7 @@ def check_all(backend: KernelBackend, scene: Scene) -> None:
         check_encode(backend, codec, mx.array(x, mx.float16))
     row = int(np.argmax(scene.codes.num_pages))
     check_reconstruct(backend, scene, row, scene.codes.num_pages[row] - 1, 1)
-    check_columns(backend, scene, row, 70)
+    check_prompt(backend, scene, tuple(70 - 9 * i for i in range(len(g.positions))))
 
 
 def variant(row: list[Any], index: int) -> Geometry:

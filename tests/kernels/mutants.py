@@ -29,6 +29,7 @@ PARTIAL, MERGE = "kernels/vq_attention_partial.metal", "kernels/vq_attention_mer
 QUERIES, APPEND, ENCODE = (f"kernels/{n}.metal" for n in ("vq_attention_queries", "vq_append", "vq_encode"))
 RECONSTRUCT, ATTENTION, BLOCK = "kernels/vq_reconstruct.metal", "include/attention.h", "include/code_block.h"
 COLUMNS, PAGE = "kernels/vq_columns.metal", "include/page.h"
+CENTRE, EXTEND, TURN = (f"kernels/{n}.metal" for n in ("vq_centre", "vq_extend", "vq_turn"))
 NEAREST, ROTARY, CODEBOOK = "include/nearest.h", "include/rotary.h", "include/codebook.h"
 
 ATTENTION_MUTANTS = [
@@ -134,17 +135,36 @@ CODE_MUTANTS = [
     Mutant(RECONSTRUCT, "+ ulong(sizes[5])", ""),
     Mutant(RECONSTRUCT, "value_codes + VQ_PAGE_SIZE * V_M0", "value_codes"),
     Mutant("include/reconstruct.h", BARRIER, ""),
-    Mutant(COLUMNS, "index < sizes[1]", "index <= sizes[1]"),
-    Mutant(COLUMNS, "index < sizes[2]", "index <= sizes[2]"),
-    Mutant(COLUMNS, "index == 0 ? sizes[11] : 0", "0"),
+    Mutant(COLUMNS, "index < num_coded;", "index <= num_coded;"),
+    Mutant(COLUMNS, "index < num_pooled", "index <= num_pooled"),
+    Mutant(COLUMNS, "index == 0 ? sizes[2] : 0", "0"),
     Mutant(COLUMNS, "num_exact, out_keys);", "0, out_keys);"),
-    Mutant(COLUMNS, "(index - sizes[2]) * VQ_PAGE_SIZE", "index * VQ_PAGE_SIZE"),
-    Mutant(COLUMNS, "size_t(kv_head) * size_t(sizes[3])", "size_t(kv_head) * size_t(sizes[2])"),
-    Mutant(COLUMNS, "is_coded ? 0 : sizes[6]", "0"),
-    Mutant(COLUMNS, "size_t(sizes[8] - sizes[7])", "size_t(sizes[8])"),
-    Mutant(COLUMNS, "page_table[sizes[0] + index]", "page_table[index]"),
+    Mutant(COLUMNS, "size_t(index * VQ_PAGE_SIZE - begin)", "size_t(index * VQ_PAGE_SIZE)"),
+    Mutant(COLUMNS, "pending = head *", "pending = size_t(kv_head) *"),
+    Mutant(COLUMNS, "num_tokens - token;", "num_tokens;"),
+    Mutant(COLUMNS, "exact + (other_half + from)", "exact + (from)"),
+    Mutant(COLUMNS, "page_table[row * sizes[3] + index]", "page_table[index]"),
+    Mutant(COLUMNS, "const int row = rows[band_row * 8];", "const int row = band_row;"),
     Mutant(COLUMNS, "key_codes + K_M0", "key_codes"),
-    Mutant("include/chunk.h", "position % source.num_slots", "position"),
-    Mutant("include/chunk.h", "&& position < source.end", ""),
-    Mutant("include/chunk.h", "position >= source.begin &&", ""),
+    Mutant("include/chunk.h", "i < count * (DIM / 4)", "i <= count * (DIM / 4)"),
+]
+PROMPT_MUTANTS = [
+    Mutant(CENTRE, "x - mean[c]", "x"),
+    Mutant(CENTRE, "starts[row] + first", "starts[row]"),
+    Mutant(CENTRE, "is_key ? at : half_size + at", "at"),
+    Mutant(CENTRE, "min(32, length - first)", "32"),
+    Mutant(CENTRE, "is_key ? turned_back", "!is_key ? turned_back"),
+    Mutant(EXTEND, "position % num_ring", "position"),
+    Mutant(EXTEND, "position >= start && position < end", "position >= start"),
+    Mutant(EXTEND, "is_new = position >= start;", "is_new = position > start;"),
+    Mutant(EXTEND, "end - 1 - slot + num_ring", "end - slot + num_ring"),
+    Mutant(EXTEND, "sink >= start && sink < end", "sink < end"),
+    Mutant(EXTEND, "sink >= start && sink < end", "sink >= start"),
+    Mutant(EXTEND, "(is_key ? 0 : heads) + head) * size_t(num_exact)", "head) * size_t(num_exact)"),
+    Mutant(TURN, "rows[row * 8 + 3] +", ""),
+    Mutant(TURN, "count > 0 ? base / sizes[1] : 0", "0"),
+    Mutant(TURN, "block < num_coded ? block *", "true ? block *"),
+    Mutant(TURN, "mean + kv_head * HEAD_DIM", "mean"),
+    Mutant(ROTARY, "-other * sines[pair] : other * sines[pair]", "other * sines[pair] : -other * sines[pair]"),
+    Mutant(ROTARY, "float(at[partner]) + mean[partner]", "float(at[partner])"),
 ]

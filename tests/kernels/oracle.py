@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.codec.arrays import ColumnPlan, NewVectors
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors, ColumnBand
 from quant_core.codec.codec import LayerCodec, VectorCodec
 from quant_core.codec.page_layout import unpack_block
 from quant_core.codec.spec import PAGE_SIZE
@@ -97,29 +97,70 @@ def attention(scene: Scene) -> F64:
     return out
 
 
-def columns(scene: Scene, row: int, plan: ColumnPlan, new: NewVectors) -> tuple[F64, F64]:
-    """vq_columns `[Hkv, P num_blocks, D]` of keys and of values."""
-    window, rings, parts = scene.geometry.window, scene.rings, []
+def centre(scene: Scene, keys: mx.array, values: mx.array) -> F64:
+    """vq_centre `[2, B, Hkv, L, D]`."""
+    g, codec = scene.geometry, scene.codec
+    out = np.stack([as_f64(keys), as_f64(values)])
+    for row, start in enumerate(g.positions):
+        for token in range(keys.shape[2]):
+            bucket = (start + token) // g.window.bucket_len * g.window.bucket_len
+            out[0, row, :, token] = turned_back(out[0, row, :, token], codec, bucket)
+    return out - np.stack([as_f64(codec.keys.mean), as_f64(codec.values.mean)])[:, None, :, None]
+
+
+def extend(scene: Scene, vectors: mx.array, spans: ChunkSpans) -> tuple[list[F64], F64]:
+    """vq_extend: ring keys, ring values, sink keys, sink values, and the exact tokens."""
+    window, rings = scene.geometry.window, scene.rings
+    after = [as_f64(a).copy() for a in rings.arrays]
+    fresh = as_f64(vectors)
+    exact = np.zeros((*fresh.shape[:3], spans.num_exact, fresh.shape[4]))
+    for row, (start, end, begin) in enumerate(zip(spans.starts, spans.ends, spans.begins, strict=True)):
+        for p in range(begin, end):
+            for kind in (0, 1):
+                slot = p % window.ring_slots
+                old = as_f64(rings.arrays[kind][row, :, slot])
+                x = fresh[kind, row, :, p - start] if p >= start else old
+                exact[kind, row, :, p - begin] = x
+        for p in range(start, end):
+            for kind in (0, 1):
+                after[kind][row, :, p % window.ring_slots] = fresh[kind, row, :, p - start]
+                if p < window.num_sink_tokens:
+                    after[kind + 2][row, :, p] = fresh[kind, row, :, p - start]
+    return after, exact
+
+
+def columns(scene: Scene, band: ColumnBand, new: ChunkVectors) -> tuple[F64, F64]:
+    """vq_columns `[R, Hkv, C, D]` of keys and of values."""
+    sinks, parts = scene.geometry.window.num_sink_tokens, []
     plain = new.key_codes, new.value_codes
-    for kind, (codec, ring, sinks, fresh) in enumerate(
-        (
-            (scene.codec.keys, rings.ring_keys, rings.sink_keys, new.keys),
-            (scene.codec.values, rings.ring_values, rings.sink_values, new.values),
-        )
-    ):
-        out = np.zeros((fresh.shape[0], PAGE_SIZE * plan.num_blocks, fresh.shape[2]))
-        old, sink, chunk = as_f64(ring[row]), as_f64(sinks[row]), as_f64(fresh)
-        for page in range(plan.num_coded):
-            at = (page - new.first_page) * PAGE_SIZE
-            codes = page_codes(scene, row, page)[kind] if at < 0 else np.array(plain[kind])[:, at : at + PAGE_SIZE]
-            out[:, page * PAGE_SIZE : page * PAGE_SIZE + PAGE_SIZE] = decoded(codes, codec)
-        for p in range(min(window.num_sink_tokens, PAGE_SIZE * plan.num_coded)):
-            out[:, p] = sink[:, p] if p < plan.start else chunk[:, p - plan.start]
-        for p in range(plan.begin, plan.end):
-            column = plan.exact_block * PAGE_SIZE + p - plan.exact_first
-            out[:, column] = old[:, p % window.ring_slots] if p < plan.start else chunk[:, p - plan.start]
+    for kind, codec in enumerate((scene.codec.keys, scene.codec.values)):
+        out = np.zeros((len(band.rows), codec.num_kv_heads, band.num_columns, codec.spec.head_dim))
+        for place, plan in enumerate(band.rows):
+            for page in range(plan.num_coded):
+                at = page * PAGE_SIZE - plan.begin
+                pending = np.array(plain[kind])[plan.row, :, max(at, 0) : at + PAGE_SIZE]
+                codes = page_codes(scene, plan.row, page)[kind] if page < plan.num_pooled else pending
+                out[place, :, page * PAGE_SIZE : page * PAGE_SIZE + PAGE_SIZE] = decoded(codes, codec)
+            if plan.num_coded:
+                out[place, :, :sinks] = as_f64(scene.rings.arrays[2 + kind][plan.row])
+            first, count = plan.num_coded * PAGE_SIZE, plan.end - plan.begin
+            out[place, :, first : first + count] = as_f64(new.exact)[kind, plan.row, :, :count]
         parts.append(out)
     return parts[0], parts[1]
+
+
+def turn(scene: Scene, vectors: mx.array, band: ColumnBand) -> F64:
+    """vq_turn `[R, Hkv, C, D]`; NaN where the row has no column."""
+    codec, bucket_len = scene.codec, scene.geometry.window.bucket_len
+    raw = as_f64(vectors) + as_f64(codec.keys.mean)[:, None]
+    out = np.full(raw.shape, np.nan)
+    for place, plan in enumerate(band.rows):
+        coded = plan.num_coded * PAGE_SIZE
+        for column in range(plan.num_columns):
+            position = column if column < coded else plan.begin + column - coded
+            bucket = position // bucket_len * bucket_len
+            out[place, :, column] = turned_back(raw[place, :, column], codec, -bucket)
+    return out
 
 
 def _exact(scene: Scene, row: int, total: int) -> tuple[F64, F64]:

@@ -52,8 +52,13 @@ def sources(index: int) -> dict[str, str]:
         ),
         "vq_encode": cuda_source("vq_encode", [F16, F16, I32], [U8], [("T", F16), *launch.section_template(keys)]),
         "vq_columns": cuda_source(
-            "vq_columns", [U8, I32, F16, F16, U8, U8, *[F16] * 6, I32, I32], [F16] * 2, kv
+            "vq_columns", [U8, I32, F16, F16, U8, U8, *[F16] * 3, I32, I32, I32], [F16] * 2, kv
         ),
+        "vq_centre": cuda_source(
+            "vq_centre", [g.dtype, g.dtype, *[F32] * 4, I32, I32], [F16], [("T", g.dtype), *dim, *rotary]
+        ),
+        "vq_extend": cuda_source("vq_extend", [*[F16] * 5, I32, I32], [F16] * 5, dim),
+        "vq_turn": cuda_source("vq_turn", [F16, *[F32] * 3, I32, I32], [F16], [*dim, *rotary]),
         "vecinfer_quantize": cuda_source(
             "vecinfer_quantize", [g.dtype, F32, F32, F16, I32], [U8], [("T", g.dtype), *launch.section_template(keys)]
         ),

@@ -13,12 +13,12 @@ from quant_core.codec.spec import WindowSpec
 from tests.kernels.checks import (
     check_append,
     check_attention,
-    check_columns,
     check_encode,
+    check_prompt,
     check_reconstruct,
     check_ties,
 )
-from tests.kernels.mutants import APPEND_MUTANTS, ATTENTION_MUTANTS, CODE_MUTANTS, Mutant
+from tests.kernels.mutants import APPEND_MUTANTS, ATTENTION_MUTANTS, CODE_MUTANTS, PROMPT_MUTANTS, Mutant
 from tests.kernels.scene import Geometry, make_scene
 from tests.msl_on_cpu import KernelFault, installed, options
 
@@ -37,6 +37,8 @@ ATTENTION_SCENES = [
 ]  # fmt: skip
 APPEND_SCENE = Geometry(positions=(149, 60), query_len=8, window=WindowSpec(64, 4, 64))
 CODE_SCENE = Geometry(head_dim=80, positions=(60, 300), key_bits=3, value_bits=3, key_tables=4, value_tables=2)
+# Buckets of a page, so that a tile of the chunk lies in two; rows at a ring's end, behind sinks, in a later bucket.
+PROMPT_SCENE = Geometry(positions=(149, 60, 2), window=WindowSpec(16, 4, 64))
 
 
 def attention_checks(backend: MetalBackend) -> None:
@@ -55,17 +57,22 @@ def code_checks(backend: MetalBackend) -> None:
         check_encode(backend, codec, x)
         check_ties(backend, codec)
     check_reconstruct(backend, scene, 1, 1, 2)
-    check_columns(backend, scene, 1, 100)
+    check_prompt(backend, scene, (0, 100))
+
+
+def prompt_checks(backend: MetalBackend) -> None:
+    check_prompt(backend, make_scene(PROMPT_SCENE), (40, 45, 1))
 
 
 MUTANTS: list[tuple[Mutant, Callable[[MetalBackend], None]]] = [
     *((m, attention_checks) for m in ATTENTION_MUTANTS),
     *((m, append_checks) for m in APPEND_MUTANTS),
     *((m, code_checks) for m in CODE_MUTANTS),
+    *((m, prompt_checks) for m in PROMPT_MUTANTS),
 ]
 
 
-@pytest.mark.parametrize("checks", [attention_checks, append_checks, code_checks])
+@pytest.mark.parametrize("checks", [attention_checks, append_checks, code_checks, prompt_checks])
 def test_sound_kernels_pass(checks: Callable[[MetalBackend], None], metal: MetalBackend) -> None:
     checks(metal)
 

@@ -15,8 +15,8 @@ from quant_core.proof.random_codec import random_vector_codec
 from tests.kernels.checks import (
     check_append,
     check_attention,
-    check_columns,
     check_encode,
+    check_prompt,
     check_reconstruct,
     check_ties,
 )
@@ -108,11 +108,9 @@ def test_reconstruct_many_pages(metal: MetalBackend) -> None:
     ("position", "length", "sinks", "bits"),
     [(0, 9, 4, (2, 2)), (0, 300, 4, (2, 2)), (2, 200, 64, (3, 1)), (190, 64, 0, (1, 3)), (600, 513, 4, (4, 4))],
 )
-def test_columns_of_a_prompt_chunk(
-    position: int, length: int, sinks: int, bits: tuple[int, int], metal: MetalBackend
-) -> None:
+def test_a_prompt_chunk(position: int, length: int, sinks: int, bits: tuple[int, int], metal: MetalBackend) -> None:
     g = Geometry(
         positions=(5, position), key_bits=bits[0], value_bits=bits[1], num_kv_heads=2, window=WindowSpec(64, sinks, 128)
     )
-    check_columns(metal, make_scene(g), 1, length)
-    check_columns(ReferenceBackend(), make_scene(g), 1, length)
+    check_prompt(metal, make_scene(g), (0, length))
+    check_prompt(ReferenceBackend(), make_scene(g), (length, length))

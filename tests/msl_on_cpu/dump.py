@@ -19,11 +19,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.attention.fused import plan_columns
+from quant_core.attention.fused import plan_bands
 from quant_core.backends.kernel_text import manifest
 from quant_core.backends.metal import MetalBackend
 from quant_core.backends.vecinfer import vecinfer_encode_decode_metal, vecinfer_quantize_metal
-from quant_core.codec.arrays import NewVectors
+from quant_core.codec.arrays import ChunkSpans, ChunkVectors
 from quant_core.codec.spec import VQSpec
 from quant_core.proof.random_codec import random_vector_codec
 from quant_core.proof.scenes import make_trial, standard_cases
@@ -97,15 +97,19 @@ def _encode_and_reconstruct(backend: MetalBackend, scene: Any) -> None:
         backend.vq_encode(mx.zeros((codec.num_kv_heads, 64, codec.spec.head_dim), mx.float16), codec)
     row = int(np.argmax(scene.codes.num_pages))
     backend.vq_reconstruct(scene.codes, row, 0, scene.codes.num_pages[row], scene.codec)
-    g, heads = scene.geometry, scene.codec.num_kv_heads
-    plan = plan_columns(g.positions[row], 1, g.window)
-    first = min(scene.codes.num_pages[row], plan.num_coded)
-    parts = [
-        (mx.zeros((heads, 1, c.spec.head_dim), mx.float16), mx.zeros((heads, 0, c.spec.code_bytes), mx.uint8))
-        for c in (scene.codec.keys, scene.codec.values)
-    ]
-    new = NewVectors(parts[0][0], parts[1][0], first, parts[0][1], parts[1][1])
-    backend.vq_columns(scene.codes, row, plan, scene.rings, new, scene.codec, g.window)
+    _prompt(backend, scene)
+
+
+def _prompt(backend: MetalBackend, scene: Any) -> None:
+    g, codec = scene.geometry, scene.codec
+    spans = ChunkSpans.of(g.positions, (1,) * len(g.positions), g.window)
+    new = mx.zeros((len(g.positions), codec.num_kv_heads, 1, g.head_dim), g.dtype)
+    vectors = backend.vq_centre(new, new, g.positions, codec, g.window)
+    rings, exact = backend.vq_extend(vectors, spans, scene.rings, g.window)
+    codes = (mx.zeros((*exact.shape[1:4], c.spec.code_bytes), mx.uint8) for c in (codec.keys, codec.values))
+    (band, *_) = plan_bands(spans, scene.codes.num_pages, g.window)
+    keys, _ = backend.vq_columns(scene.codes, band, rings, ChunkVectors(exact, *codes), codec, g.window)
+    backend.vq_turn(keys, band, codec, g.window)
 
 
 def _key_path(backend: MetalBackend, dtype: mx.Dtype) -> None:

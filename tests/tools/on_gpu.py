@@ -21,7 +21,7 @@ from quant_core.backends.reference import ReferenceBackend
 from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.spec import WindowSpec
 from tests.kernels import oracle
-from tests.kernels.checks import check_columns
+from tests.kernels.checks import check_prompt
 from tests.kernels.scene import Geometry, Scene, make_scene
 
 # Relative error allowed: MLX's float32 matmul may use TF32 on CUDA, and half outputs are rounded once.
@@ -83,7 +83,7 @@ def check(gpu: DeviceBackend, g: Geometry) -> bool:
     ]
     total = 777 * g.num_kv_heads * (s.codec.keys.spec.code_bytes + s.codec.values.spec.code_bytes)
     try:
-        check_columns(gpu, s, 0, 600)
+        check_prompt(gpu, s, (600,) * len(g.positions))
     except AssertionError as error:
         print(error)
         same.append(False)
