@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quant_core.calibrate.options import Allocation, CalibrationOptions, PresetName, TransformName
+from quant_core.codec.spec import WindowSpec
 from server.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -54,6 +55,12 @@ class CacheConfig(_Section):
     snapshot_fraction: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     artifact: str | None = None
     backend: Literal["auto", "metal", "cuda", "reference"] = "auto"
+    require_packed: bool = False
+
+    @model_validator(mode="after")
+    def _a_window_that_can_be(self) -> Self:
+        WindowSpec(self.window, self.num_sink_tokens, self.bucket_len)
+        return self
 
 
 class EngineConfig(_Section):
@@ -78,7 +85,7 @@ class PrefixCacheConfig(_Section):
 class CalibrationConfig(_Section):
     """The first calibration and the defaults of later jobs."""
 
-    auto: bool = True
+    auto: Literal["block"] | bool = True
     preset: PresetName = _OPTIONS.preset
     num_samples: PositiveInt | None = _OPTIONS.num_samples
     sample_len: PositiveInt | None = _OPTIONS.sample_len
@@ -150,7 +157,7 @@ def override(config: ServerConfig, changes: Mapping[str, object]) -> ServerConfi
     Raises:
         ConfigError: unknown key or wrong value; the message names each.
     """
-    data = config.model_dump()
+    data = config.model_dump(exclude_unset=True)
     for dotted, value in changes.items():
         if value is not None:
             *sections, key = dotted.split(".")

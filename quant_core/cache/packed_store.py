@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,17 +28,23 @@ from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import PoolError
 
+log = logging.getLogger(__name__)
+
+# A pool that may grow does so by half at least, or to its final size: each time copies what is in use.
+LEAST_GROWTH = 1.5
+
 
 @dataclass
 class MemoryPlan:
     """How the byte budget is split, shared by the stores of all live artifacts.
 
     Attributes:
-        pool: the page array.
+        pool: the page array; small at first where another store still has the memory.
         max_rings: rows that may hold a ring at once.
         max_snapshot_bytes: bytes all snapshots' exact tails may take.
         budget_bytes: the whole: pool, rings and snapshots.
         num_rings, snapshot_bytes: in use now.
+        lent: bytes of the budget that another store's conversations still use; None: there is none.
     """
 
     pool: Pool
@@ -46,6 +53,20 @@ class MemoryPlan:
     budget_bytes: int
     num_rings: int = 0
     snapshot_bytes: int = 0
+    lent: Callable[[], int] | None = None
+
+    @property
+    def num_slabs_allowed(self) -> int:
+        """Slabs that the pool may have now."""
+        lent = self.lent() if self.lent is not None else 0
+        return self.pool.max_slabs - -(-lent // self.pool.slab_bytes)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes kept for rings and snapshots that none has taken."""
+        reserved = self.budget_bytes - self.pool.max_slabs * self.pool.slab_bytes
+        in_rings = (reserved - self.max_snapshot_bytes) * self.num_rings // max(1, self.max_rings)
+        return reserved - in_rings - self.snapshot_bytes
 
 
 class PackedReservation:
@@ -92,8 +113,18 @@ def ring_bytes(codec: ModelCodec) -> int:
     return sum(2 * slots * d for d in dims)
 
 
-def plan_memory(codec: ModelCodec, budget_bytes: int, max_rings: int, snapshot_fraction: float = 0.2) -> MemoryPlan:
+def plan_memory(
+    codec: ModelCodec,
+    budget_bytes: int,
+    max_rings: int,
+    snapshot_fraction: float = 0.2,
+    lent: Callable[[], int] | None = None,
+) -> MemoryPlan:
     """Split a byte budget into rings, snapshots and the page pool, which is allocated here.
+
+    Args:
+        lent: bytes of the budget that another store's conversations still use. With it the pool begins with one slab,
+            and grows when a reservation needs it.
 
     Raises:
         PoolError: the budget does not hold the rings and one page; the message says how many bytes would.
@@ -108,8 +139,10 @@ def plan_memory(codec: ModelCodec, budget_bytes: int, max_rings: int, snapshot_f
             f"{ring_bytes(codec):,} bytes; raise kv_cache.pool_bytes or lower engine.max_num_seqs"
         )
     per_slab = max(1, min(SLAB_BYTES, left) // page_bytes)
-    pool = Pool(left // (per_slab * page_bytes) * per_slab * page_bytes, per_slab * page_bytes)
-    return MemoryPlan(pool, max_rings, snapshots, budget_bytes)
+    slab_bytes = per_slab * page_bytes
+    whole = left // slab_bytes * slab_bytes
+    pool = Pool(whole if lent is None else slab_bytes, slab_bytes, max_bytes=whole)
+    return MemoryPlan(pool, max_rings, snapshots, budget_bytes, lent=lent)
 
 
 class PackedStore:
@@ -132,6 +165,7 @@ class PackedStore:
         self.arena = Arena(plan.pool, page_layout(codec))
         self.layers = {i: PackedLayer(i, c, codec, self.arena, self.backend) for i, c in codec.layers.items()}
         self._snapshots: set[PackedSnapshot] = set()
+        self._codec_info = {**codec.info, **asdict(codec.window)}
 
     @property
     def max_snapshot_bytes(self) -> int:
@@ -165,14 +199,18 @@ class PackedStore:
 
     def can_ever_fit(self, num_tokens: int, n: int = 1) -> bool:
         """Whether an empty store could hold `n` rows of `num_tokens` tokens."""
-        return self.pages_for(num_tokens) * n <= self.arena.table.capacity and n <= self.plan.max_rings
+        capacity = self.plan.pool.max_slabs * self.arena.table.pages_per_slab
+        return self.pages_for(num_tokens) * n <= capacity and n <= self.plan.max_rings
 
     def reserve(self, num_tokens: int, snapshot: PackedSnapshot | None = None) -> PackedReservation | None:
         """Promise pages for `num_tokens` tokens (less the snapshot's) and a ring; None: not now."""
         if self.plan.num_rings >= self.plan.max_rings:
             return None
         shared = snapshot.num_pages if snapshot is not None else 0
-        pages = self.arena.table.reserve(max(0, self.pages_for(num_tokens) - shared))
+        wanted = max(0, self.pages_for(num_tokens) - shared)
+        pages = self.arena.table.reserve(wanted)
+        if pages is None and self._grow():
+            pages = self.arena.table.reserve(wanted)
         return None if pages is None else PackedReservation(pages, self.plan)
 
     def may_fit(self, num_tokens: int, n: int, snapshot: PackedSnapshot | None = None) -> bool:
@@ -181,8 +219,21 @@ class PackedStore:
             return False
         shared = snapshot.num_pages if snapshot is not None else 0
         holders = [s.row.pages for s in self._snapshots if s.row is not None and s is not snapshot]
-        table = self.arena.table
-        return self.pages_for(num_tokens) - shared <= table.num_available + table.num_held_by(holders)
+        table, pool = self.arena.table, self.plan.pool
+        to_grow = max(0, self.plan.num_slabs_allowed - pool.slabs.num_slabs) * table.pages_per_slab
+        return self.pages_for(num_tokens) - shared <= table.num_available + table.num_held_by(holders) + to_grow
+
+    def _grow(self) -> bool:
+        """Take what another store has given back; False when there is nothing, or no room to copy what is in use."""
+        pool, allowed = self.plan.pool, self.plan.num_slabs_allowed
+        wanted = min(pool.max_slabs, int(LEAST_GROWTH * pool.slabs.num_slabs) + 1)
+        if allowed <= pool.slabs.num_slabs or allowed < wanted:
+            return False
+        if len(pool.slabs.lent) * pool.slab_bytes > self.plan.spare_bytes:
+            return False
+        self.arena.expand(allowed)
+        log.info("the pool has %d of %d MiB", pool.nbytes >> 20, pool.max_slabs * pool.slab_bytes >> 20)
+        return True
 
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> PackedReservation | None:
         """Promise a ring and the pages from the first one that may be unwritten at the fork."""
@@ -194,15 +245,9 @@ class PackedStore:
         table, layers = self.arena.table, self.codec.layers.values()
         fp16 = sum(2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in layers)
         return StoreUsage(
-            "vecinfer",
-            self.backend.name,
-            self.codec.nbytes,
-            table.capacity,
-            table.num_used,
-            table.num_reserved,
-            self.plan.budget_bytes,
-            fp16,
-        )
+            "vecinfer", self.backend.name, self.codec.nbytes, table.capacity, table.num_used, table.num_reserved,
+            self.plan.budget_bytes, fp16, self._codec_info,
+        )  # fmt: skip
 
     def new_row(
         self, reservation: PackedReservation | None, snapshot: PackedSnapshot | None = None, length: int | None = None

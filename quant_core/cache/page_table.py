@@ -25,6 +25,11 @@ class SlabAllocator:
         """Slabs lent to nobody."""
         return len(self._free)
 
+    @property
+    def lent(self) -> list[int]:
+        """Slabs that page tables have, in order."""
+        return sorted(set(range(self.num_slabs)) - set(self._free))
+
     def take(self) -> int | None:
         """A free slab, or None."""
         return self._free.pop() if self._free else None

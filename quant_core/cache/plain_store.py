@@ -92,6 +92,7 @@ class PlainStore:
         self.budget_bytes = budget_bytes
         self.max_num_seqs = max_num_seqs
         self.max_snapshot_bytes = int(budget_bytes * snapshot_fraction)
+        self._admits_bytes = budget_bytes
         self.reservations: set[PlainReservation] = set()
         self.snapshots: set[PlainSnapshot] = set()
         self._model = model
@@ -127,7 +128,7 @@ class PlainStore:
         """Promise room for a row of `num_tokens` tokens; a resumed row copies its snapshot, so nothing is saved."""
         rows = [r.num_tokens for r in self.reservations] + [num_tokens]
         needed = len(rows) * self._bytes_of_row(max(rows)) + self._snapshot_bytes
-        if len(rows) > self.max_num_seqs or needed > self.budget_bytes:
+        if len(rows) > self.max_num_seqs or needed > self._admitted_bytes:
             return None
         return PlainReservation(self, num_tokens)
 
@@ -136,7 +137,22 @@ class PlainStore:
         rows = len(self.reservations) + n
         longest = max([num_tokens, *(r.num_tokens for r in self.reservations)])
         kept = snapshot.nbytes if snapshot is not None else 0
-        return rows <= self.max_num_seqs and rows * self._bytes_of_row(longest) + kept <= self.budget_bytes
+        return rows <= self.max_num_seqs and rows * self._bytes_of_row(longest) + kept <= self._admitted_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """What the running conversations may come to need."""
+        longest = max((r.num_tokens for r in self.reservations), default=0)
+        return int(len(self.reservations) * self._bytes_of_row(longest))
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the running conversations may come to need, and the snapshots."""
+        return self.row_bytes + self._snapshot_bytes
+
+    def admit_up_to(self, num_bytes: int) -> None:
+        """Take conversations in only while all together need at most `num_bytes`: another store is to have the rest."""
+        self._admits_bytes = min(num_bytes, self.budget_bytes)
 
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> PlainReservation | None:
         """Promise room for a forked row, which is a whole copy."""
@@ -163,7 +179,7 @@ class PlainStore:
         held = next((c.offset for c in caches if type(c) is KVCache), len(tokens))
         if held != len(tokens):
             raise PoolError(f"the row holds {held} tokens, {len(tokens)} were given")
-        room = min(self.max_snapshot_bytes - self._snapshot_bytes, self.budget_bytes - self._promised_bytes)
+        room = min(self.max_snapshot_bytes - self._snapshot_bytes, self.budget_bytes - self.promised_bytes)
         if _row_bytes(caches) > room:
             return None
         # An extracted row is lazy and would keep its whole batch alive.
@@ -195,13 +211,13 @@ class PlainStore:
             raise PoolError("snapshots hold other bytes than are counted")
 
     @property
-    def _snapshot_bytes(self) -> int:
-        return sum(s.nbytes for s in self.snapshots)
+    def _admitted_bytes(self) -> int:
+        """One conversation always gets all there is; so none waits for ever."""
+        return self._admits_bytes if self.reservations else self.budget_bytes
 
     @property
-    def _promised_bytes(self) -> float:
-        longest = max((r.num_tokens for r in self.reservations), default=0)
-        return len(self.reservations) * self._bytes_of_row(longest) + self._snapshot_bytes
+    def _snapshot_bytes(self) -> int:
+        return sum(s.nbytes for s in self.snapshots)
 
     def _bytes_of_row(self, num_tokens: int) -> float:
         rounded = -(-num_tokens // GROWTH_STEP) * GROWTH_STEP

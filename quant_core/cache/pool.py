@@ -25,21 +25,25 @@ SUBMISSION_BYTES, SUBMISSION_LAYERS = MAX_BYTES_IN_FLIGHT // 16, 8
 
 
 class Pool:
-    """`[num_slabs, slab_bytes]` uint8, allocated once.
+    """`[num_slabs, slab_bytes]` uint8, allocated once, or twice where other caches still have its memory at first.
 
     Args:
         num_bytes: size; rounded down to whole slabs.
         slab_bytes: size of a slab; a slab holds pages of one geometry.
         growable: grow by doubling instead of running full. For use without an engine only: growing copies.
+        max_bytes: what `expand` may make of it; None: its size is final.
     """
 
-    def __init__(self, num_bytes: int, slab_bytes: int = SLAB_BYTES, *, growable: bool = False) -> None:
+    def __init__(
+        self, num_bytes: int, slab_bytes: int = SLAB_BYTES, *, growable: bool = False, max_bytes: int | None = None
+    ) -> None:
         slab_bytes = min(slab_bytes, num_bytes)
         if slab_bytes < 1:
             raise PoolError(f"a pool of {num_bytes} bytes holds nothing; raise kv_cache.pool_bytes")
         self.slab_bytes = slab_bytes
         self.growable = growable
         self.slabs = SlabAllocator(num_bytes // slab_bytes)
+        self.max_slabs = max(self.slabs.num_slabs, (max_bytes or 0) // slab_bytes)
         self.array = mx.zeros((self.slabs.num_slabs, slab_bytes), mx.uint8)
         mx.eval(self.array)
 
@@ -54,6 +58,22 @@ class Pool:
         self.array = mx.concatenate([self.array, mx.zeros_like(self.array)])
         mx.eval(self.array)
         self.slabs.grow(num_slabs)
+
+    def expand(self, num_slabs: int) -> None:
+        """Make it `num_slabs` large. Only slabs that are lent are copied, and the old array is gone before the new one
+        is made. Nothing may hold the array, as for `put`.
+        """
+        lent = self.slabs.lent
+        kept = mx.contiguous(self.array[mx.array(lent)]) if lent else None
+        mx.eval([] if kept is None else kept)
+        self.array = mx.zeros((0, self.slab_bytes), mx.uint8)
+        mx.clear_cache()
+        self.array = mx.zeros((num_slabs, self.slab_bytes), mx.uint8)
+        mx.eval(self.array)
+        self.slabs.grow(num_slabs - self.slabs.num_slabs)
+        if kept is not None:
+            self.array[mx.array(lent)] = kept
+            mx.eval(self.array)
 
     def put(self, places: Sequence[tuple[int, int]], contents: mx.array) -> None:
         """Write rows of `contents [n, size]` uint8 in place, each at a (slab, byte offset).
@@ -129,6 +149,13 @@ class Arena:
         mx.synchronize(generation_stream)
         per_slab, size = self.table.pages_per_slab, self.layout.page_bytes
         self.pool.put([(page // per_slab, page % per_slab * size) for page in pages], contents)
+
+    def expand(self, num_slabs: int) -> None:
+        """Make the pool larger, between two steps; see `Pool.expand`."""
+        mx.synchronize(mx.default_stream(mx.default_device()))
+        mx.synchronize(generation_stream)
+        self._device_table = _device_table([], [], mx.zeros((0,), mx.uint8))
+        self.pool.expand(num_slabs)
 
     def submit(self, result: mx.array, live: Any, num_bytes: int) -> None:
         """A layer's prompt attention is built; it holds `num_bytes` while it runs.

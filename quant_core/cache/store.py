@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ class StoreUsage:
         pages_total, pages_used, pages_reserved: 0 where there are no pages.
         budget_bytes: the one byte budget.
         fp16_token_bytes: what a token costs in a float16 cache.
+        codec: how the codec was fitted (bits, transform, window ...); empty where there is none.
     """
 
     method: str
@@ -54,6 +55,7 @@ class StoreUsage:
     pages_reserved: int
     budget_bytes: int
     fp16_token_bytes: float
+    codec: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Reservation(Protocol):

@@ -196,6 +196,7 @@ def _codec(
         "key_bits": options.key_bits,
         "value_bits": options.value_bits,
         "transform": options.transform,
+        "codebooks_per_head": max(s.num_codebooks for c in layers.values() for s in c.keys.spec.sections),
         "allocation": options.allocation,
         "transforms": dict(sorted(transforms.items())),
         "position_blind_layers": [i for i, c in layers.items() if c.rotary is None],

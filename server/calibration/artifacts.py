@@ -20,6 +20,8 @@ from quant_core.errors import (
     KernelError,
     PoolError,
 )
+from quant_core.slices import mapped
+from server.calibration.packing import FirstCodec, PackingStatus, PackingTracker
 from server.engine.interface import Engine
 from server.errors import ConflictError, NotFoundError, NotReadyError, StorageError
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 60
+# While conversations in exact caches need the memory of a store that is to be activated.
+ROOM_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class CalibrationTarget:
     """The loaded model.
 
     On the engine's thread, `make_store` builds its KV store for a codec; `unproven` gives the slices of the kernels'
-    self-test where that codec still needs one on this machine.
+    self-test where that codec still needs one on this machine; `has_room` says whether exact conversations leave
+    memory to it. `first` is to be done at once; where there is nothing to do and nothing is packed, `exact_reason`
+    says why.
     """
 
     model: Any
@@ -44,6 +50,9 @@ class CalibrationTarget:
     fingerprint: str
     make_store: Callable[[ModelCodec], KVStore]
     unproven: Callable[[ModelCodec], Generator[Any, None, Any] | None] | None = None
+    has_room: Callable[[], bool] = lambda: True
+    first: FirstCodec | None = None
+    exact_reason: str = ""
 
 
 class ServedArtifacts:
@@ -51,12 +60,16 @@ class ServedArtifacts:
 
     Args:
         target: done when the model is loaded, on whatever thread.
+        packing: told of the kernels' test and of a wait for memory.
     """
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore, target: Future[CalibrationTarget]) -> None:
+    def __init__(
+        self, engine: Engine, artifacts: ArtifactStore, target: Future[CalibrationTarget], packing: PackingTracker
+    ) -> None:
         self._engine = engine
         self._artifacts = artifacts
         self._target = target
+        self._packing = packing
 
     def loaded(self) -> CalibrationTarget:
         """The loaded model; NotReadyError before."""
@@ -89,9 +102,19 @@ class ServedArtifacts:
             if self._engine.status().active_artifact == artifact_id:
                 await asyncio.to_thread(self._artifacts.set_active, target.fingerprint, artifact_id)
                 return
-            if (prepare := target.unproven) is not None:
-                await self._prove(lambda: prepare(self._artifacts.get(artifact_id, target.fingerprint)))
+            await self._prepare(target, lambda: self._artifacts.get(artifact_id, target.fingerprint))
             await asyncio.wrap_future(self._engine.call(lambda: self._swap(target, artifact_id)))
+
+    async def serve_unstored(self, codec: ModelCodec) -> None:
+        """New conversations use a codec that no disk has, until the process ends.
+
+        Raises:
+            ConflictError: two are live already, or the pool has no room.
+        """
+        target = self.loaded()
+        with _told(codec.artifact_id):
+            await self._prepare(target, lambda: codec)
+            await asyncio.wrap_future(self._engine.call(lambda: self._engine.activate(target.make_store(codec))))
 
     async def delete(self, artifact_id: str) -> None:
         """Remove an artifact that nothing uses, damaged or not.
@@ -113,11 +136,21 @@ class ServedArtifacts:
         with self._artifacts.activation(target.fingerprint, artifact_id):
             self._engine.activate(store)
 
+    async def _prepare(self, target: CalibrationTarget, codec: Callable[[], ModelCodec]) -> None:
+        """Test the kernels, and wait for memory; chats go on meanwhile."""
+        if (unproven := target.unproven) is not None:
+            await self._prove(lambda: unproven(codec()))
+        while not await asyncio.wrap_future(self._engine.call(target.has_room)):
+            self._packing.note(PackingStatus("waiting", "exact conversations still need the memory"))
+            await asyncio.sleep(ROOM_POLL_S)
+
     async def _prove(self, unproven: Callable[[], Generator[Any, None, Any] | None]) -> None:
         """Test the kernels for a new geometry between decode steps, so that no chat waits for it."""
         slices = await asyncio.wrap_future(self._engine.call(unproven))
         if slices is not None:
-            await asyncio.wrap_future(self._engine.run_job(slices))
+            loop, tell = asyncio.get_running_loop(), self._packing.tested
+            told = mapped(slices, lambda p: loop.call_soon_threadsafe(tell, p))
+            await asyncio.wrap_future(self._engine.run_job(told))
 
 
 @contextmanager

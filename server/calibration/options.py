@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 from quant_core.calibrate.options import CalibrationOptions
-from quant_core.codec.spec import WindowSpec
+from quant_core.codec.spec import LEGAL_BITS, WindowSpec
 from server.config import ServerConfig
 
 # Options that a request or a command line may give, and the setting each of them otherwise comes from.
@@ -35,11 +35,27 @@ class JobOptions(CalibrationOptions):
         texts: to fit on.
         builtin: fit on the model's own continuations of built-in prompts too, where the texts are short.
         activate: new conversations use the codec as soon as it is stored.
+        asked_bits: of keys and values, where the gate refused a codec with fewer bits than these options have.
     """
 
     texts: tuple[str, ...] = ()
     builtin: bool = True
     activate: bool = False
+    asked_bits: tuple[int, int] | None = None
+
+    def raised(self) -> JobOptions | None:
+        """The next higher bits, for when the gate refused a codec; None: there are none."""
+        if min(self.key_bits, self.value_bits) == LEGAL_BITS[-1]:
+            return None
+        key_bits, value_bits = (min(bits + 1, LEGAL_BITS[-1]) for bits in (self.key_bits, self.value_bits))
+        asked = self.asked_bits or (self.key_bits, self.value_bits)
+        return replace(self, key_bits=key_bits, value_bits=value_bits, asked_bits=asked)
+
+    def info(self) -> dict[str, Any]:
+        """What the manifest is to say besides."""
+        if self.asked_bits is None:
+            return {}
+        return {"asked": {"key_bits": self.asked_bits[0], "value_bits": self.asked_bits[1]}}
 
     def to_wire(self) -> dict[str, Any]:
         """The options without the texts, which may be megabytes."""

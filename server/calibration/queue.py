@@ -9,11 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quant_core.errors import QuantError
+from quant_core.codec.codec import ModelCodec
+from quant_core.errors import ArtifactStorageError, QuantError
 from quant_core.slices import Progress, mapped
 from server.calibration.artifacts import RETRY_AFTER_S, CalibrationTarget, ServedArtifacts
 from server.calibration.job import Job
 from server.calibration.options import JobOptions
+from server.calibration.packing import PACKED, FirstCodec, PackingStatus, PackingTracker
+from server.calibration.runs import remedy
 from server.engine.interface import Engine
 from server.errors import ConflictError, NotFoundError, QueueFullError, ServerError
 
@@ -50,13 +53,23 @@ class CalibrationQueue:
         self, engine: Engine, artifacts: ArtifactStore, procedure: Procedure, target: Future[CalibrationTarget]
     ) -> None:
         self._engine = engine
-        self.artifacts = ServedArtifacts(engine, artifacts, target)
+        self._packing = PackingTracker()
+        self.artifacts = ServedArtifacts(engine, artifacts, target, self._packing)
+        self._target = target
         self._store = artifacts
         self._procedure = procedure
         self._jobs: dict[str, Job] = {}
         self._queue: asyncio.Queue[Job] = asyncio.Queue(MAX_QUEUED_JOBS)
         self._running: tuple[Job, Future[StoredArtifact]] | None = None
         self._worker: asyncio.Task[None] | None = None
+        # What the disk did not take; only a first codec is served from memory.
+        self._unstored: ModelCodec | None = None
+
+    @property
+    def packing(self) -> PackingStatus:
+        """How new conversations are held, and how far a change of that is."""
+        kv = self._engine.status().kv
+        return PACKED if kv is not None and kv.method == "vecinfer" else self._packing.status
 
     def start(self) -> None:
         """Begin working, on the running event loop."""
@@ -90,6 +103,9 @@ class CalibrationQueue:
         except asyncio.QueueFull as error:
             message = f"{MAX_QUEUED_JOBS} calibrations are waiting already"
             raise QueueFullError(message, retry_after_s=RETRY_AFTER_S) from error
+        return self._add(job)
+
+    def _add(self, job: Job) -> Job:
         self._jobs[job.id] = job
         over = [j for j in self._jobs.values() if j.is_over]
         for old in over[: max(0, len(self._jobs) - MAX_KEPT_JOBS)]:
@@ -124,10 +140,57 @@ class CalibrationQueue:
         return job
 
     async def _work(self) -> None:
+        # Shielded: the future is the start-up's to fill, whatever becomes of this task.
+        target = await asyncio.shield(asyncio.wrap_future(self._target))
+        if target.first is not None:
+            await self._pack(target.first)
+        elif target.exact_reason:
+            self._packing.note(PackingStatus("exact", target.exact_reason))
         while True:
             job = await self._queue.get()
             if not job.is_over:
                 await self._run(job)
+
+    async def _pack(self, first: FirstCodec) -> None:
+        """Fit or test what new conversations are to be packed with, beside the first chats."""
+        refusals, options = list[str](), first.options
+        while options is not None:
+            job = self._add(Job(options))
+            following = asyncio.create_task(self._packing.follow(job))
+            try:
+                await self._run(job)
+            finally:
+                following.cancel()
+            if job.activated or await self._serve_unstored():
+                return self._packing.note(PACKED)
+            # A report without an artifact is the gate's: more bits may pass it.
+            refused = job.state == "failed" and job.report is not None
+            refusals += [job.error or job.detail] if refused else []
+            options = options.raised() if refused else None
+            if options is None:
+                why = remedy(refusals) if refused else f"the first calibration: {job.detail}"
+                self._packing.note(PackingStatus("exact", why))
+        if first.artifact_id is not None:
+            try:
+                await self.artifacts.activate(first.artifact_id)
+            except Exception as error:  # the worker outlives it
+                _log_failure(error, "artifact %s cannot be used: %s", first.artifact_id)
+                self._packing.note(PackingStatus("exact", f"{first.artifact_id} cannot be used: {_reason(error)}"))
+            else:
+                self._packing.note(PACKED)
+
+    async def _serve_unstored(self) -> bool:
+        """Whether a first codec that the disk did not take is served from memory."""
+        codec, self._unstored = self._unstored, None
+        if codec is None:
+            return False
+        try:
+            await self.artifacts.serve_unstored(codec)
+        except Exception as error:  # the worker outlives it
+            _log_failure(error, "artifact %s cannot be used: %s", codec.artifact_id)
+            return False
+        log.warning("the fitted codec is served from memory; the next start fits it again")
+        return True
 
     async def _run(self, job: Job) -> None:
         """Run one job to its end, whatever end that is."""
@@ -183,7 +246,14 @@ class CalibrationQueue:
             raise JobCancelled
         loop.call_soon_threadsafe(job.note_storing)
         report = result.report.to_dict()
-        return StoredArtifact(self._store.put(result.codec, report, target.fingerprint), report)
+        if more := job.options.info():
+            result.codec.info.update(more)
+        try:
+            artifact_id = self._store.put(result.codec, report, target.fingerprint)
+        except ArtifactStorageError:
+            self._unstored = result.codec
+            raise
+        return StoredArtifact(artifact_id, report)
 
 
 def _is_being_cancelled() -> bool:

@@ -11,7 +11,6 @@ from quant_core.artifact.store import ArtifactStore, model_fingerprint
 from quant_core.calibrate.procedure import CalibrationResult
 from quant_core.calibrate.report import GateError
 from quant_core.codec.codec import ModelCodec
-from quant_core.codec.spec import LEGAL_BITS
 from quant_core.errors import ArtifactStorageError, CodecError
 from quant_core.slices import Progress, run
 from server.calibration.options import JobOptions, configured_options
@@ -35,18 +34,19 @@ def first_calibration(
         CodecError: no codec up to 4 bits passes, or the samples are unusable; the message names the remedy.
         ConfigError: calibration.text cannot be read.
     """
-    options, refusals = _options(config, CalibrationText(), loaded.tokenizer), list[str]()
+    options, refusals = first_options(config, loaded.tokenizer), list[str]()
     while True:
         try:
             result = yield from calibration_slices(loaded.model, loaded.tokenizer, options)
         except GateError as error:
             refusals.append(str(error))
             log.warning("%s", error)
-            if min(options.key_bits, options.value_bits) == LEGAL_BITS[-1]:
-                raise CodecError(_remedy(refusals)) from error
-            key_bits, value_bits = (min(b + 1, LEGAL_BITS[-1]) for b in (options.key_bits, options.value_bits))
-            options = dataclasses.replace(options, key_bits=key_bits, value_bits=value_bits)
+            more = options.raised()
+            if more is None:
+                raise CodecError(remedy(refusals)) from error
+            options = more
             continue
+        result.codec.info.update(options.info())
         return _kept(artifacts, result, fingerprint)
 
 
@@ -86,6 +86,15 @@ def calibrate_local(
     return artifact_id, loss
 
 
+def first_options(config: ServerConfig, tokenizer: Any) -> JobOptions:
+    """How the first codec of a model is fitted.
+
+    Raises:
+        ConfigError: calibration.text cannot be read.
+    """
+    return dataclasses.replace(_options(config, CalibrationText(), tokenizer), activate=True)
+
+
 def _options(config: ServerConfig, text: CalibrationText, tokenizer: Any) -> JobOptions:
     """As configured, to fit on `text`, else on calibration.text, else on the built-in prompts."""
     texts = text.rendered(tokenizer)
@@ -94,7 +103,8 @@ def _options(config: ServerConfig, text: CalibrationText, tokenizer: Any) -> Job
     return dataclasses.replace(configured_options(config), texts=texts, builtin=not texts)
 
 
-def _remedy(refusals: list[str]) -> str:
+def remedy(refusals: list[str]) -> str:
+    """What to do when the gate refused every codec."""
     return (
         f"no codec passed the gate: {'; '.join(refusals)}. Raise calibration.max_kl, give calibration.text of the kind "
         "the model will read, or serve with kv_cache.method: fp16"

@@ -55,6 +55,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model['id']}, context of {model['context_len']:,} tokens"),
         ("requests", f"{requests['running']} running, {requests['waiting']} waiting"),
         ("back end", report["backend"]),
+        ("packing", _packing(report["packing"])),
         ("artifact", report["active_artifact"] or "none"),
         ("layers", f"{layers['packed']} of {layers['total']} packed{_others(layers['all'])}"),
     ]
@@ -71,6 +72,16 @@ def _prefixes(prefixes: dict[str, Any]) -> list[tuple[str, str]]:
             f"{held}; {prefixes['hits']:,} of {lookups:,} requests hit, {prefixes['saved_tokens']:,} tokens saved",
         )
     ]
+
+
+def _packing(packing: dict[str, Any]) -> str:
+    """ "calibrating 35% (fitting layer 3 of 30); 1 of 4 running conversations packed, 10 of 12 since the start"."""
+    running, since = packing["running"], packing["since_start"]
+    what = " ".join(filter(None, (packing["state"], _percent(packing["progress"]))))
+    what += f" ({packing['detail']})" if packing["detail"] else ""
+    shares = [(running, "running conversations packed"), (since, "since the start")]
+    told = [f"{part['packed']} of {sum(part.values())} {words}" for part, words in shares if sum(part.values())]
+    return "; ".join(filter(None, (what, ", ".join(told))))
 
 
 def _memory(kv: dict[str, Any]) -> list[tuple[str, str]]:

@@ -50,6 +50,9 @@ class StepWork:
 class Batch:
     """Rows of one artifact. MLX thread only.
 
+    Attributes:
+        prefixes: the prefix cache as this store's prompts use it.
+
     Args:
         served: the model.
         store: where caches come from.
@@ -71,10 +74,15 @@ class Batch:
         self.proof: tuple[LayerProof, ...] | None = None
         self._model = ScoringModel(served.model)
         self._served = served
-        self._prefixes = StorePrefixes(store, prefixes)
+        self.prefixes = StorePrefixes(store, prefixes)
         self._max_num_seqs = max_num_seqs
         self._keep_wired_limit = keep_wired_limit
         self._generator = self._make_generator()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its caches are an artifact's."""
+        return self.store.artifact_id is not None
 
     @property
     def num_prefill_rows(self) -> int:
@@ -103,7 +111,7 @@ class Batch:
     def start(self, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
         request = ticket.request
-        running = RunningRequest.start(ticket, admission, given, self._prefixes.positions(request, admission))
+        running = RunningRequest.start(ticket, admission, given, self.prefixes.positions(request, admission))
         num_ready = request.n if len(running.segments) == 1 and request.max_tokens > 0 else 1
         with mx.stream(self._generator.stream):
             for index in range(num_ready):
@@ -114,7 +122,7 @@ class Batch:
 
     def reads_beginning_of(self, request: GenerationRequest) -> bool:
         """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
-        return self._prefixes.is_being_read(request, self.running(), self._cut)
+        return self.prefixes.is_being_read(request, self.running(), self._cut)
 
     def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:
         """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
@@ -236,7 +244,7 @@ class Batch:
         """A snapshot where one is wanted, and the other choices at the end of the prompt."""
         prompt, position = running.request.prompt, running.num_read
         if position in running.positions:
-            self._prefixes.keep(running, running.request.tokens[:position], lambda: self._extract(uid))
+            self.prefixes.keep(running, running.request.tokens[:position], lambda: self._extract(uid))
         if position == len(prompt) - 1 and running.request.max_tokens > 0:
             caches = self._extract(uid)
             for index in range(1, running.request.n):
@@ -281,7 +289,7 @@ class Batch:
             caches, tokens = response.prompt_cache, response.all_tokens
         else:
             caches, tokens = self._generator.extract_cache([response.uid])[response.uid]
-        self._prefixes.keep(row.running, np.array(tokens, np.int32), lambda: caches)
+        self.prefixes.keep(row.running, np.array(tokens, np.int32), lambda: caches)
 
     def _extract(self, uid: int) -> Caches:
         return list(self._generator.extract_cache([uid])[uid][0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
@@ -74,6 +74,8 @@ class KVStatus:
 class EngineStatus(EngineState):
     """A snapshot of the engine for /admin/status, /readyz and /metrics, safe to read from any thread.
 
+    `num_packed` are those of the running requests whose cache is packed; `codec` is what the active artifact's manifest
+    says of its fit, with its window (empty: exact caches).
     `counters` only grow. "step_s_count", "step_s_sum" and "step_s_le_<bound>" (cumulative, bound in seconds as in
     "step_s_le_0.05") are the step-time histogram; any other key is exported as `vecinfer_engine_<key>_total`.
     """
@@ -81,11 +83,13 @@ class EngineStatus(EngineState):
     model_id: str = ""
     context_len: int = 0
     num_running: int = 0
+    num_packed: int = 0
     num_waiting: int = 0
     last_token_age_s: float | None = None
     active_artifact: str | None = None
     live_artifacts: tuple[str, ...] = ()
     backend: str = ""
+    codec: Mapping[str, Any] = field(default_factory=dict)
     kv: KVStatus | None = None
     # The latest measurement with conversations running: what they took is still to be seen when they are over.
     kv_last_busy: KVStatus | None = None

@@ -110,6 +110,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def num_packed(self) -> int:
+        """Of those, the ones whose cache is packed."""
+        return sum(batch.is_packed for batch, _ in self._running.values())
+
+    @property
     def num_rows(self) -> int:
         """Rows of all batches, those of choices still to be forked included."""
         return sum(batch.num_rows for batch in self.batches)
@@ -131,9 +136,17 @@ class Scheduler:
             keep = self._config.wired_limit == "auto"
             known = Batch(self._served, store, self.prefixes, self._config.max_num_seqs, keep)
             self.batches.append(known)
+        self._leave(known)
         self.active = known
         self.retire()
         self._blocked = None
+
+    def _leave(self, coming: Batch) -> None:
+        """The other stores get no new requests: what they keep for some is in the way of the store to come."""
+        for batch in self.batches:
+            batch.prefixes.keeps = batch is coming
+            if batch is not coming:
+                self.prefixes.drop_artifact(batch.store.artifact_id)
 
     def admit(self, given: StepInput) -> None:
         """Start waiting requests in order while they fit; end those that waited too long.
@@ -208,6 +221,7 @@ class Scheduler:
             log.exception("a request could not be started")
             message = f"the request could not be started: {type(error).__name__}: {error}"
         else:
+            self._counters.add("packed_requests" if batch.is_packed else "exact_requests")
             return
         for running in [r for r in batch.running() if r.ticket is ticket]:
             batch.remove(running)

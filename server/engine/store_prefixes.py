@@ -15,11 +15,16 @@ from server.engine.snapshot_spacing import regular_positions, regular_spacing, s
 
 
 class StorePrefixes:
-    """Prefixes of one store's prompts. MLX thread only."""
+    """Prefixes of one store's prompts. MLX thread only.
+
+    Attributes:
+        keeps: whether snapshots are taken; not of a store that gets no new requests.
+    """
 
     def __init__(self, store: KVStore, prefixes: PrefixCache) -> None:
         self._store = store
         self._prefixes = prefixes
+        self.keeps = True
 
     def positions(self, request: GenerationRequest, admission: Admission) -> tuple[int, ...]:
         """Where a prompt leaves snapshots. It is remembered, so that later ones see where they part from it."""
@@ -36,7 +41,7 @@ class StorePrefixes:
     def keep(self, running: RunningRequest, tokens: Tokens, extract: Callable[[], Caches]) -> None:
         """A snapshot of a row that holds exactly `tokens`, unless there is one."""
         space = prefix_space(running.request, self._store)
-        if not self._prefixes.has(space, tokens):
+        if self.keeps and not self._prefixes.has(space, tokens):
             caches = extract()
             self._prefixes.keep(space, tokens, lambda: self._store.snapshot(caches, tokens))
 
@@ -44,7 +49,7 @@ class StorePrefixes:
         self, request: GenerationRequest, running: Iterable[RunningRequest], cut: Callable[[RunningRequest, int], None]
     ) -> bool:
         """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
-        if not self._prefixes.has_room or request.sampling.prompt_logprobs is not None:
+        if not self.keeps or not self._prefixes.has_room or request.sampling.prompt_logprobs is not None:
             return False
         space = prefix_space(request, self._store)
         readers = [

@@ -105,6 +105,7 @@ class EngineCollector(Collector):
             state.add_metric([name], float(status.state == name))
         yield state
         yield _gauge("vecinfer_requests_running", "Requests being generated", status.num_running)
+        yield _gauge("vecinfer_requests_packed", "Requests being generated in packed caches", status.num_packed)
         yield _gauge("vecinfer_requests_waiting", "Requests in the queue", status.num_waiting)
         if status.last_token_age_s is not None:
             yield _gauge("vecinfer_last_token_age_seconds", "Since the last token", status.last_token_age_s)

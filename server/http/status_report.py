@@ -7,6 +7,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from server.calibration.agreement import served_settings, wanted_of_codec
+from server.calibration.packing import PackingStatus
 from server.engine.interface import EngineStatus, KVStatus
 from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.http.context import AppContext
@@ -27,6 +29,8 @@ def status_report(context: AppContext) -> dict[str, Any]:
             "context_len": status.context_len,
         },
         "backend": status.backend,
+        "packing": _packing(context, status),
+        "codec": _codec(context, status),
         "active_artifact": status.active_artifact,
         "live_artifacts": list(status.live_artifacts),
         "requests": {
@@ -42,6 +46,30 @@ def status_report(context: AppContext) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "uptime_s": round(time.time() - context.started_at, 1),
     }
+
+
+def packing_status(context: AppContext) -> PackingStatus:
+    """How new conversations are held."""
+    if context.calibration is None:
+        return PackingStatus("exact", "kv_cache.method is fp16")
+    return context.calibration.packing
+
+
+def _packing(context: AppContext, status: EngineStatus) -> dict[str, Any]:
+    """How new conversations are held, and how many of the running and of all are packed."""
+    packing, counters = packing_status(context), status.counters
+    return {
+        "state": packing.state,
+        "detail": packing.detail,
+        "progress": packing.progress,
+        "running": {"packed": status.num_packed, "exact": status.num_running - status.num_packed},
+        "since_start": {kind: int(counters.get(f"{kind}_requests", 0)) for kind in ("packed", "exact")},
+    }
+
+
+def _codec(context: AppContext, status: EngineStatus) -> dict[str, Any]:
+    """What the settings ask of the codec, and what the active one has."""
+    return {"asked": wanted_of_codec(context.config), "served": served_settings(status.codec)}
 
 
 def _kv(kv: KVStatus) -> dict[str, Any]:

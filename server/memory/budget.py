@@ -40,23 +40,29 @@ def working_set_bytes() -> int:
     return int(CPU_SHARE * (_free_bytes() + mx.get_active_memory()))
 
 
-def kv_budget(config: ServerConfig, weights_bytes: int, context_len: int, cost: SequenceCost) -> int:
-    """The KV byte budget: `kv_cache.pool_bytes`, or what the machine leaves, at most what the limits could ever use.
+def kv_room(config: ServerConfig, weights_bytes: int) -> int:
+    """Bytes for all KV caches together: `kv_cache.pool_bytes`, or what the machine leaves beside the weights."""
+    if config.kv_cache.pool_bytes != "auto":
+        return config.kv_cache.pool_bytes
+    return working_set_bytes() - weights_bytes - WORKSPACE_BYTES
+
+
+def kv_budget(config: ServerConfig, room_bytes: int, context_len: int, cost: SequenceCost) -> int:
+    """One store's part of `kv_room`: all of it, at most what the limits could ever use.
 
     Raises:
         ConfigError: nothing is left beside the weights.
     """
     if config.kv_cache.pool_bytes != "auto":
         return config.kv_cache.pool_bytes
-    left = working_set_bytes() - weights_bytes - WORKSPACE_BYTES
     # Every slot at full context, and as much again for prefixes kept hot.
     useful = int(2 * config.engine.max_num_seqs * (context_len * cost.token_bytes + cost.row_bytes))
-    if left < cost.row_bytes + 64 * cost.token_bytes:
+    if room_bytes < cost.row_bytes + 64 * cost.token_bytes:
         raise ConfigError(
-            f"{weights_bytes / 2**30:.1f} GiB of weights leave no memory for a KV cache on this machine; "
+            f"the weights leave no memory for a KV cache on this machine ({room_bytes / 2**20:,.0f} MiB); "
             "serve a smaller or more strongly quantised model, or set kv_cache.pool_bytes"
         )
-    return min(left, useful)
+    return min(room_bytes, useful)
 
 
 def _free_bytes() -> int:

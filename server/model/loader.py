@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import mlx.core as mx
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from mlx.utils import tree_flatten
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, dequantize_model, load_model, load_tokenizer
 
@@ -74,7 +74,7 @@ def load(
         model, config = load_model(path, lazy=on_cpu, trust_remote_code=trust_remote_code)
         extra = None if chat_template is None else {"chat_template": chat_template}
         tokenizer = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, StrictDataclassError) as error:
         # mlx-lm and transformers raise all of these for files that are wrong or missing.
         raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error
     if on_cpu:

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 
+from fastapi import FastAPI
 from rich.console import Console
 
 from quant_core.artifact.store import ArtifactStore
@@ -39,31 +40,33 @@ def run(config: ServerConfig) -> None:
     check_settings(config)
     keys = server_keys(config)
     check_open(config, keys)
-    artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
     console = Console(stderr=True, soft_wrap=True)
+    engine, app = assemble(config, keys, console)
+    with ExitStack() as stack:
+        server = http_server(app, config, lambda port: stack.enter_context(announced(config, port, keys.admin_file)))
+        engine.start()
+        stack.callback(engine.shutdown)
+        # uvicorn handles SIGTERM and SIGINT: it stops accepting, waits for open answers, then returns.
+        server.run()
+
+
+def assemble(config: ServerConfig, keys: AccessKeys, console: Console) -> tuple[EngineLoop, FastAPI]:
+    """The engine, which is not started, and the application on it."""
+    artifacts = ArtifactStore(user_data_dir(config) / "artifacts")
     target: Future[CalibrationTarget] = Future()
 
     def startup() -> Generator[Progress, None, Loaded]:
         with report_progress(console) as report:
             started = yield from mapped(start_up(config, artifacts, report), partial(_shown, report))
+        announce(banner(config, started, keys), console, config.log)
         if started.target is not None:
             target.set_result(started.target)
-        announce(banner(config, started, keys), console, config.log)
         return started.loaded
 
     engine = EngineLoop(config, startup)
     packed = config.kv_cache.method == "vecinfer"
     calibration = CalibrationQueue(engine, artifacts, calibration_slices, target) if packed else None
-    with ExitStack() as stack:
-        server = http_server(
-            create_app(config, engine, keys=keys, calibration=calibration),
-            config,
-            lambda port: stack.enter_context(announced(config, port, keys.admin_file)),
-        )
-        engine.start()
-        stack.callback(engine.shutdown)
-        # uvicorn handles SIGTERM and SIGINT: it stops accepting, waits for open answers, then returns.
-        server.run()
+    return engine, create_app(config, engine, keys=keys, calibration=calibration)
 
 
 def banner(config: ServerConfig, started: StartedModel, keys: AccessKeys) -> list[str]:

@@ -5,56 +5,28 @@ Runs as a generator on the MLX thread, so that HTTP can tell how far it is.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
-from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
-from quant_core.cache.plain_store import PlainStore
-from quant_core.codec.codec import ModelCodec
+from quant_core.cache.store import KVStore
+from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import PAGE_SIZE
-from quant_core.errors import ArtifactError
-from quant_core.slices import Progress, run
+from quant_core.slices import Progress
 from server.calibration.artifacts import CalibrationTarget
-from server.calibration.runs import first_calibration
+from server.calibration.choice import CodecChoice, choose_codec, fitting_command
+from server.calibration.packing import FirstCodec
+from server.calibration.runs import first_calibration, first_options
 from server.config import ServerConfig, chat_template, user_data_dir
-from server.doctor.proof import proven_backend, unproven
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
-from server.memory.budget import SequenceCost, kv_budget, model_bytes
 from server.model.embedder import Embedder
 from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 from server.output.format import check_format_name
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class StoreMaker:
-    """Makes the KV stores of one model in one plan of memory: at start-up, and for every hot swap. MLX thread only."""
-
-    config: ServerConfig
-    model: Any
-    plan: MemoryPlan
-
-    def make_store(self, codec: ModelCodec) -> PackedStore:
-        """A store for another artifact; its kernels are tested first if that was not done on this machine."""
-        return run(self.proven_store(codec))
-
-    def unproven(self, codec: ModelCodec) -> Generator[Progress, None, Any] | None:
-        """The self-test that `make_store` would make in one go: run it first, in slices, while chats go on."""
-        return unproven(self.config.kv_cache.backend, self.model, codec, user_data_dir(self.config))
-
-    def proven_store(self, codec: ModelCodec) -> Generator[Progress, None, PackedStore]:
-        """A store whose kernels passed their self-test on this machine."""
-        name, data_dir = self.config.kv_cache.backend, user_data_dir(self.config)
-        backend = yield from proven_backend(name, self.model, codec, data_dir)
-        return PackedStore(self.model, codec, self.plan, backend)
+from server.serving.stores import StoreMaker, describe
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +41,13 @@ class StartedModel:
 
     loaded: Loaded
     summary: str
-    target: CalibrationTarget | None
+    target: CalibrationTarget | None = None
 
 
 def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> Generator[Progress, None, StartedModel]:
-    """Load the model and make its KV store, calibrating when there is no artifact yet.
+    """Load the model and make its KV store: packed if a codec is stored and its kernels are proven here, else exact.
+
+    What is missing then is the first work of `StartedModel.target`. With `calibration.auto: block` it is done here.
 
     Args:
         report: called with a line and the fraction done while the model is fetched and loaded.
@@ -92,19 +66,81 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
     embedder = _embedder(config, model, report)
     context_len = min(config.model.context_len or model.context_len, model.context_len)
     name = config.model.served_name or model.model_id
+    maker = StoreMaker(config, model.model, context_len)
+
+    def loaded(store: KVStore) -> Loaded:
+        return Loaded(model.model, model.tokenizer, name, context_len, store, embedder=embedder)
+
     if config.kv_cache.method == "fp16":
-        plain_store = _plain_store(config, model, context_len)
-        plain = Loaded(model.model, model.tokenizer, name, context_len, plain_store, embedder=embedder)
-        return StartedModel(plain, "float16 KV cache of mlx-lm, not packed (kv_cache.method: fp16)", None)
+        return StartedModel(loaded(maker.exact_store()), "exact caches of mlx-lm, not packed (kv_cache.method: fp16)")
+    _check_window(config, context_len)
     fingerprint = model_fingerprint(model.model)
-    codec = _stored_codec(config, artifacts, fingerprint)
-    if codec is None:
-        codec = yield from first_calibration(config, model, artifacts, fingerprint)
-    maker = StoreMaker(config, model.model, _plan(config, model, context_len, codec))
-    store = yield from maker.proven_store(codec)
-    target = CalibrationTarget(model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven)
-    packed = Loaded(model.model, model.tokenizer, name, context_len, store, embedder=embedder)
-    return StartedModel(packed, describe(store, model.model), target)
+    found = yield from _find_codec(config, model, artifacts, fingerprint)
+    if found.codec is not None and (_is_blocking(config) or maker.unproven(found.codec) is None):
+        store = yield from maker.proven_store(found.codec)
+        target = _target(model, fingerprint, maker)
+        return StartedModel(loaded(store), describe(store, model.model), target)
+    first = _first_codec(config, model, found)
+    target = _target(model, fingerprint, maker, first, "" if first is not None else found.reason)
+    summary = f"exact caches: {found.reason}" if first is None else f"exact caches at first: {found.reason}"
+    return StartedModel(loaded(maker.exact_store(until_packed=first is not None)), summary, target)
+
+
+def _target(
+    model: LoadedModel, fingerprint: str, maker: StoreMaker, first: FirstCodec | None = None, reason: str = ""
+) -> CalibrationTarget:
+    return CalibrationTarget(
+        model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven, maker.has_room, first, reason
+    )
+
+
+def _is_blocking(config: ServerConfig) -> bool:
+    """Whether nothing is served before it can be packed."""
+    return config.calibration.auto == "block" or config.kv_cache.require_packed
+
+
+def _find_codec(
+    config: ServerConfig, model: LoadedModel, artifacts: ArtifactStore, fingerprint: str
+) -> Generator[Progress, None, CodecChoice]:
+    """The codec to serve with; fitted now where the settings have the server wait for it.
+
+    Raises:
+        ConfigError: kv_cache.require_packed, and nothing is there to pack with.
+    """
+    found = choose_codec(config, artifacts, fingerprint)
+    if found.codec is not None:
+        return replace(found, reason=f"the kernels are tested for {found.codec.artifact_id} beside the chats")
+    survey = survey_layers(model.model)
+    if not survey.packable:
+        why = "; ".join(sorted({reason.splitlines()[0] for reason in survey.others.values()})) or "it has none"
+        found = replace(found, can_be_fitted=False, reason=f"no layer of this model can be packed: {why}")
+    elif config.calibration.auto and _is_blocking(config):
+        return CodecChoice((yield from first_calibration(config, model, artifacts, fingerprint)))
+    elif config.calibration.auto:
+        return replace(found, reason=f"{found.reason}; one is fitted beside the chats")
+    else:
+        command = fitting_command(config, user_data_dir(config))
+        why = f"{found.reason}, and calibration.auto is false; fit one with: {command}"
+        found = replace(found, can_be_fitted=False, reason=why)
+    if config.kv_cache.require_packed:
+        raise ConfigError(f"kv_cache.require_packed is true, but {found.reason}")
+    return found
+
+
+def _first_codec(config: ServerConfig, model: LoadedModel, found: CodecChoice) -> FirstCodec | None:
+    if found.codec is not None:
+        return FirstCodec(artifact_id=found.codec.artifact_id)
+    return FirstCodec(first_options(config, model.tokenizer)) if found.can_be_fitted else None
+
+
+def _check_window(config: ServerConfig, context_len: int) -> None:
+    """Raises ConfigError when the exact window holds a whole conversation, so that nothing would be packed."""
+    exact = config.kv_cache.window + config.kv_cache.num_sink_tokens
+    if exact + PAGE_SIZE > context_len:
+        raise ConfigError(
+            f"kv_cache.window: {config.kv_cache.window} leaves nothing to pack in a context of {context_len} tokens; "
+            "make it smaller, or set kv_cache.method: fp16"
+        )
 
 
 def _embedder(config: ServerConfig, served: LoadedModel, report: Report) -> Embedder | None:
@@ -114,46 +150,6 @@ def _embedder(config: ServerConfig, served: LoadedModel, report: Report) -> Embe
     if name == "served":
         return Embedder(served, config.model.served_name or served.model_id)
     return Embedder(load(name, user_data_dir(config), report), name)
-
-
-def describe(store: PackedStore, model: Any) -> str:
-    """One line that says how the cache is packed."""
-    codec, layout = store.codec, store.arena.layout
-    keys = [c.keys.spec.bits_per_channel for c in codec.layers.values()]
-    values = [c.values.spec.bits_per_channel for c in codec.layers.values()]
-    return (
-        f"{len(keys)} of {len(model.layers)} layers packed: keys {sum(keys) / len(keys):.3g}, "
-        f"values {sum(values) / len(values):.3g} bits per channel, "
-        f"{layout.page_bytes / PAGE_SIZE:,.0f} bytes a token; "
-        f"artifact {codec.artifact_id}; {store.arena.table.capacity:,} pages of {PAGE_SIZE} tokens "
-        f"({store.plan.pool.nbytes / 2**20:,.0f} MiB); back end {store.backend.name}"
-    )
-
-
-def _stored_codec(config: ServerConfig, artifacts: ArtifactStore, fingerprint: str) -> ModelCodec | None:
-    wanted = config.kv_cache.artifact or artifacts.active(fingerprint)
-    if wanted is None:
-        return None
-    try:
-        return artifacts.get(wanted, fingerprint)
-    except ArtifactError as error:
-        if config.kv_cache.artifact is not None or not config.calibration.auto:
-            raise
-        log.warning("the active artifact cannot be used and is fitted anew: %s", error)
-        return None
-
-
-def _plan(config: ServerConfig, loaded: LoadedModel, context_len: int, codec: ModelCodec) -> MemoryPlan:
-    cost = SequenceCost(page_layout(codec).page_bytes / PAGE_SIZE, ring_bytes(codec))
-    budget = kv_budget(config, model_bytes(loaded.model), context_len, cost)
-    rings = min(config.engine.max_num_seqs, max(1, budget // 2 // ring_bytes(codec)))
-    return plan_memory(codec, budget, rings, config.kv_cache.snapshot_fraction)
-
-
-def _plain_store(config: ServerConfig, loaded: LoadedModel, context_len: int) -> PlainStore:
-    token_bytes = PlainStore.token_bytes(loaded.model)
-    budget = kv_budget(config, model_bytes(loaded.model), context_len, SequenceCost(token_bytes, 0))
-    return PlainStore(loaded.model, budget, config.engine.max_num_seqs, config.kv_cache.snapshot_fraction)
 
 
 def check_settings(config: ServerConfig) -> None:

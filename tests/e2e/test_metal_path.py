@@ -23,7 +23,8 @@ from server.doctor import proof as doctor
 from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
 from server.engine.scheduler import Loaded
-from server.serving.startup import StartedModel, StoreMaker, check_settings, start_up
+from server.serving.startup import StartedModel, check_settings, start_up
+from server.serving.stores import StoreMaker
 from tests.helpers.tiny_models import build_tiny_model, write_tiny_model
 from tests.msl_on_cpu import compiler, installed, last_results
 from tests.server.engine.harness import ask, wait_until
@@ -44,6 +45,7 @@ def configuration(folder: Path, backend: str) -> ServerConfig:
             "model": {"name": str(folder / "model")}, "data_dir": folder / "data",
             "kv_cache": {"backend": backend, "pool_bytes": 32 << 20},
             "engine": {"max_num_seqs": 2, "prefill_tokens_per_step": 64},
+            "calibration": {"auto": "block"},
         }
     )  # fmt: skip
 

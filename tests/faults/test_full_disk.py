@@ -17,6 +17,7 @@ from quant_core.proof.random_codec import random_codec
 from tests.faults.disk import Disk, small_disk
 from tests.faults.process import ServerProcess, end, server_process
 from tests.faults.stored import PACKED, store_for
+from tests.server.http.conftest import eventually
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -78,6 +79,9 @@ def ended_job(server: ServerProcess, job_id: str) -> dict[str, Any]:
 def test_a_first_start_serves(disk: Disk, tmp_path: Path, how: str) -> None:
     cause = refuse_writing(disk, how)
     with server_process(tmp_path, PACKED) as server:
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+        # The codec is fitted beside the chats; then it is served from memory.
+        eventually(lambda: '"packed"' in httpx.get(f"{server.url}/readyz").text, "it packs", 60)
         assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
         assert end(server.process) in (0, -signal.SIGTERM)
         assert cause in server.log and str(disk.folder) in server.log and "Traceback" not in server.log

@@ -88,11 +88,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 3,
     },
 }
+# Families without attention, of which nothing can ever be packed.
+UNPACKABLE: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 16, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 8},
+}
 
 
 def tiny_config(family: str, **overrides: Any) -> dict[str, Any]:
     """config.json of a tiny `family`; `overrides` win (num_hidden_layers, head_dim, rope_scaling, ...)."""
-    return {"model_type": family, "eos_token_id": 2, **_COMMON, **FAMILIES[family], **overrides}
+    return {"model_type": family, "eos_token_id": 2, **_COMMON, **(FAMILIES | UNPACKABLE)[family], **overrides}
 
 
 def build_tiny_model(family: str, *, seed: int = 0, dtype: mx.Dtype = mx.float32, **overrides: Any) -> Any:

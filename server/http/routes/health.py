@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from server.http.context import RETRY_WHEN_LOADING_S, app_context
+from server.http.status_report import packing_status
 
 router = APIRouter()
 
@@ -22,10 +23,10 @@ async def livez(request: Request) -> JSONResponse:
 @router.get("/readyz")
 @router.get("/health")
 async def readyz(request: Request) -> JSONResponse:
-    """200 when requests are taken, else 503 with what the server is busy with and how far it is."""
+    """200 when requests are taken, with how conversations are held; else 503 with what the server is at."""
     status = app_context(request).engine.status()
     body: dict[str, Any] = {"status": "ok" if status.state == "ready" else status.state}
     if status.state == "ready":
-        return JSONResponse(body)
+        return JSONResponse({**body, "packing": packing_status(app_context(request)).text})
     body |= {"detail": status.detail, "progress": status.progress}
     return JSONResponse(body, 503, headers={"Retry-After": str(RETRY_WHEN_LOADING_S)})

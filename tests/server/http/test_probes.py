@@ -17,9 +17,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_ready(client: httpx.AsyncClient) -> None:
-    for route, body in (("/livez", "alive"), ("/readyz", "ok"), ("/health", "ok")):
+    ready = {"status": "ok", "packing": "exact"}
+    for route, body in (("/livez", {"status": "alive"}), ("/readyz", ready), ("/health", ready)):
         answer = await client.get(route)
-        assert (answer.status_code, answer.json()) == (200, {"status": body})
+        assert (answer.status_code, answer.json()) == (200, body)
 
 
 async def test_calibrating_is_alive_but_not_ready(client: httpx.AsyncClient, engine: FakeEngine) -> None:

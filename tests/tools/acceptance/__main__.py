@@ -27,7 +27,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=sorted(CHECKS), default=None)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    config = ServerConfig.model_validate({"model": {"name": options.model}, "engine": {"max_num_seqs": 8}})
+    settings = {"model": {"name": options.model}, "engine": {"max_num_seqs": 8}, "calibration": {"auto": "block"}}
+    config = ServerConfig.model_validate(settings)
     results = []
     with served(config) as server:
         for name in options.only or CHECKS:

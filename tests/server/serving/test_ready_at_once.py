@@ -1,0 +1,124 @@
+"""The server answers as soon as the weights are loaded, from exact caches where nothing else is there; packs later."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.serving.conftest import Service, serving, tiny_server
+
+
+def test_chats_are_answered_beside_the_first_calibration_and_packed_after_it(folder: Path) -> None:
+    answers: list[dict[str, Any]] = []
+    with serving(tiny_server(folder)) as server:
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 200 and ready.json()["packing"].startswith(("calibrating", "waiting"))
+        before = server.chat()["choices"][0]["message"]["content"]
+        server.wait(lambda: "fitting layer 1" in server.status()["packing"]["detail"])
+        long_one = threading.Thread(target=lambda: answers.append(server.chat(max_tokens=1500)))
+        long_one.start()
+        server.wait(lambda: server.engine.status().num_running == 1)
+        packing = server.until("packed")
+        assert packing["running"] == {"packed": 0, "exact": 1}, "the long answer is to run over the swap"
+        # A new conversation is packed beside it.
+        after = server.chat()["choices"][0]["message"]["content"]
+        packing = server.status()["packing"]
+        assert packing["since_start"] == {"packed": 1, "exact": 2}
+        assert server.client.get("/readyz").json() == {"status": "ok", "packing": "packed"}
+        long_one.join(60)
+        status = server.status()
+        assert status["kv"]["method"] == "vecinfer" and status["active_artifact"]
+        assert status["codec"]["served"]["key_bits"] == status["codec"]["asked"]["key_bits"] == 1
+        assert len(status["live_artifacts"]) == 1
+        (job,) = server.client.get("/admin/calibrations").json()["data"]
+        assert job["state"] == "stored" and job["activated"]
+        assert_empty(server)
+    assert answers[0]["usage"]["completion_tokens"] == 1500
+    assert before == after, "a short answer reads no codes, so it is the same"
+
+    with serving(tiny_server(folder)) as server:
+        assert server.status()["packing"]["state"] == "packed"
+        server.chat()
+        assert server.status()["packing"]["since_start"] == {"packed": 1, "exact": 0}
+
+
+def assert_empty(server: Service) -> None:
+    """Nothing of the exact store is left, and the packed one's books balance."""
+
+    def check() -> None:
+        scheduler = server.engine._scheduler
+        assert scheduler is not None and [batch.is_packed for batch in scheduler.batches] == [True]
+        scheduler.batches[0].store.check_integrity()
+
+    server.wait(lambda: server.engine.status().num_running == 0)
+    server.engine.call(check).result(10)
+
+
+def test_a_gate_that_refuses_everything_leaves_it_exact_and_says_why(folder: Path) -> None:
+    strict = tiny_server(folder, calibration={"max_kl": 1e-12}, kv_cache={"key_bits": 3, "value_bits": 3})
+    with serving(strict) as server:
+        packing = server.until("exact")
+        assert "calibration.max_kl" in packing["detail"] and "no codec passed the gate" in packing["detail"]
+        assert server.client.get("/readyz").json() == {"status": "ok", "packing": "exact"}
+        jobs = server.client.get("/admin/calibrations").json()["data"]
+        assert [job["options"]["key_bits"] for job in jobs] == [4, 3]
+        assert server.chat()["usage"]["completion_tokens"] == 8
+
+
+def test_a_first_calibration_that_is_cancelled_leaves_it_exact(folder: Path) -> None:
+    with serving(tiny_server(folder, calibration={"num_samples": 400, "sample_len": 512})) as server:
+        (job,) = server.client.get("/admin/calibrations").json()["data"]
+        assert server.client.delete(f"/admin/calibrations/{job['id']}").status_code == 202
+        assert "cancelled" in server.until("exact")["detail"]
+        server.chat()
+        started = server.client.post("/admin/calibrations", json={"samples": 8, "sample_len": 192, "activate": True})
+        assert started.status_code == 202
+        server.until("packed")
+
+
+def test_block_is_ready_only_when_it_packs(folder: Path) -> None:
+    config = tiny_server(folder, calibration={"auto": "block"})
+    with serving(config) as server:
+        assert server.status()["packing"]["state"] == "packed"
+        assert server.client.get("/admin/calibrations").json()["data"] == []
+
+
+def test_without_auto_it_stays_exact_and_names_the_command(folder: Path) -> None:
+    with serving(tiny_server(folder, calibration={"auto": False})) as server:
+        packing = server.until("exact")
+        assert "vecinfer calibrate --local" in packing["detail"] and packing["progress"] is None
+        server.chat()
+
+
+def test_a_model_that_cannot_be_packed_is_served_exact(folder: Path) -> None:
+    with serving(tiny_server(folder, "mamba")) as server:
+        packing = server.until("exact")
+        assert packing["detail"].startswith("no layer of this model can be packed: ") and "\n" not in packing["detail"]
+        assert server.chat()["usage"]["completion_tokens"] == 8
+        assert server.status()["packing"]["since_start"] == {"packed": 0, "exact": 1}
+
+
+@pytest.mark.parametrize(("family", "auto"), [("mamba", True), ("llama", False)])
+def test_require_packed_refuses_what_would_be_exact(folder: Path, family: str, auto: bool) -> None:
+    config = tiny_server(folder, family, kv_cache={"require_packed": True}, calibration={"auto": auto})
+    with serving(config) as server:
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 503 and "kv_cache.require_packed" in ready.json()["detail"]
+
+
+def test_a_window_that_leaves_nothing_to_pack_is_refused(folder: Path) -> None:
+    with serving(tiny_server(folder, kv_cache={"window": 100_000})) as server:
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 503 and "kv_cache.window: 100000" in ready.json()["detail"]
+
+
+def test_a_start_that_is_cut_off_begins_again(folder: Path) -> None:
+    slow = tiny_server(folder, calibration={"num_samples": 400, "sample_len": 512})
+    with serving(slow) as server:
+        server.chat()
+    with serving(tiny_server(folder)) as server:
+        assert server.status()["packing"]["state"] != "packed"
+        server.until("packed")
