@@ -195,6 +195,7 @@ class CalibrationQueue:
     async def _run(self, job: Job) -> None:
         """Run one job to its end, whatever end that is."""
         job.begin()
+        self._unstored = None
         try:
             stored = await self._calibrated(job)
         except asyncio.CancelledError:
