@@ -31,10 +31,14 @@ class _Group(TyperGroup):
                 raise
             _complain(str(error))
             raise typer.Exit(1) from error
-        except ModuleNotFoundError as error:
-            if ctx.params.get("debug") or (error.name or "").partition(".")[0] != "mlx":
+        except ImportError as error:
+            # On Linux MLX comes without the library that does the work, or does not come at all.
+            missing = (error.name or "").partition(".")[0] == "mlx" or "libmlx" in str(error)
+            if ctx.params.get("debug") or not missing:
                 raise
-            _complain("MLX is not installed; run: pip install 'mlx[cpu]' (or 'mlx[cuda13]' for an NVIDIA GPU)")
+            from server.installation import backend_remedy
+
+            _complain(backend_remedy())
             raise typer.Exit(1) from error
 
 
@@ -65,16 +69,17 @@ def build_app() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from server.version import version_line
 
-        typer.echo(f"vecinfer-server {version('vecinfer-server')}")
+        typer.echo(version_line())
         raise typer.Exit
 
 
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option("--version", help="Print version and commit, and exit.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """Options before the command; `debug` is read by `_Group`."""

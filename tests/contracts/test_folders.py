@@ -17,8 +17,9 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "loopback", "config", "keys", "local_servers", "terminal", "grammar", "output", "model", "memory",
-        "engine", "calibration", "doctor", "http", "serving", "launchd", "measure", "commands", "cli",
+        "errors", "loopback", "version", "installation", "config", "keys", "local_servers", "terminal", "grammar",
+        "output", "model", "memory", "engine", "calibration", "doctor", "http", "serving", "launchd",
+        "measure", "commands", "cli",
     ),
 }  # fmt: skip
 Arrow = tuple[str, str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import socket
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from server.serving.port import check_port
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import write_tiny_model
 from tests.server.http.conftest import ADMIN_KEY, serve
+from tests.server.model.test_local_models import put
 
 
 def _run(*arguments: str, stdin: str | None = None) -> Result:
@@ -49,10 +49,39 @@ def test_help_names_every_command_and_each_has_its_own(command: str) -> None:
     assert _run(command, "--help").exit_code == 0
 
 
-def test_version_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "1.2.3")
+def test_version_needs_no_command() -> None:
     result = _run("--version")
-    assert (result.exit_code, result.stdout) == (0, "vecinfer-server 1.2.3\n")
+    assert result.exit_code == 0 and result.stdout.startswith("vecinfer-server ")
+
+
+@pytest.mark.parametrize("message", ["No module named 'mlx'", "libmlx.so: cannot open shared object file"])
+def test_a_missing_back_end_is_a_command_to_run(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    def start(config: ServerConfig) -> None:
+        raise ImportError(message, name="mlx" if "module" in message else None)
+
+    monkeypatch.setattr(serve_command, "start", start)
+    result = _run("serve", "--model", "demo")
+    assert result.exit_code == 1 and "Traceback" not in result.stderr
+    assert "install 'mlx[cpu]==" in result.stderr.replace("\n", "") or "install --python" in result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str) -> None:
+    words = {"COMP_WORDS": "vecinfer ser", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "vecinfer ser"}
+    asked = {"_VECINFER_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    result = CliRunner().invoke(cli.build_app(), [], env={**asked, **words}, prog_name="vecinfer")
+    assert "serve" in result.output and "service" in result.output
+
+
+def test_without_a_model_the_cache_is_listed_and_the_demo_served(
+    started: list[ServerConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(tmp_path, "owner/known")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    result = _run("serve")
+    assert result.exit_code == 0, result.output
+    assert "owner/known" in result.stderr and "0.0 GB" in result.stderr
+    assert started[0].model.name == "demo"
 
 
 def test_a_command_that_does_not_import_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

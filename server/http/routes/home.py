@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from server.version import package_version
 
 router = APIRouter()
 
@@ -15,10 +15,7 @@ LINKS = {"models": "/v1/models", "ready": "/readyz", "docs": "/docs", "openapi":
 @router.get("/")
 async def home(request: Request) -> Response:
     """Name, version and links; JSON for those who ask for it, else plain text."""
-    try:
-        own_version = version("vecinfer-server")
-    except PackageNotFoundError:
-        own_version = "unknown"
+    own_version = package_version()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"name": "vecinfer", "version": own_version, "links": LINKS})
     lines = [f"vecinfer {own_version}", "", *(f"{name}: {path}" for name, path in LINKS.items())]
