@@ -69,6 +69,7 @@ class EngineConfig(_Section):
     max_num_seqs: PositiveInt = 16
     max_waiting: PositiveInt = 64
     prefill_tokens_per_step: PositiveInt | None = None
+    target_gap_ms: Annotated[float, Field(gt=0)] | None = None
     default_max_tokens: PositiveInt = 4096
     queue_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     watchdog_s: Annotated[float, Field(gt=0)] = 300.0

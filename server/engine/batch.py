@@ -9,7 +9,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import greedy_sampler
 
 from quant_core.cache.store import Caches, KVStore, LayerProof
@@ -20,10 +19,11 @@ from server.engine.generation import hold_rows
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
 from server.engine.request import ErrorEvent, GenerationRequest, PromptEvent
+from server.engine.row_generator import MAX_CHUNK, RowGenerator
 from server.engine.rows import RunningChoice, RunningRequest, ServedModel
 from server.engine.sampler import make_processors, make_sampler
 from server.engine.shared_beginning import cut_segments
-from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
+from server.engine.snapshot_spacing import MIN_SAVED_TOKENS, SPACING
 from server.engine.step_input import StepInput
 from server.engine.store_prefixes import StorePrefixes
 
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 # Called with a request that has ended, and the terminal event if it was not sent yet.
 OnEnd = Callable[[RunningRequest, ErrorEvent | None], None]
-# Prompts read side by side; more would make their chunks too small.
-MAX_PREFILL_ROWS = 8
 
 
 class UnprovenCacheError(Exception):
@@ -41,10 +39,11 @@ class UnprovenCacheError(Exception):
 
 @dataclass
 class StepWork:
-    """What the batches of one step did: tokens generated, and prompts that were read on."""
+    """What the batches of one step did: tokens generated, prompts read on, and those prompts' tokens with padding."""
 
     num_generated: int = 0
     num_prompt: int = 0
+    num_prompt_tokens: int = 0
 
 
 class Batch:
@@ -57,7 +56,7 @@ class Batch:
         served: the model.
         store: where caches come from.
         prefixes: snapshots of all artifacts.
-        max_num_seqs: rows at once.
+        min_chunk: prompt tokens a step below which no further long prompt is read beside others.
         keep_wired_limit: leave the wired limit that BatchGenerator sets in place.
     """
 
@@ -66,7 +65,7 @@ class Batch:
         served: ServedModel,
         store: KVStore,
         prefixes: PrefixCache,
-        max_num_seqs: int,
+        min_chunk: int,
         keep_wired_limit: bool,
     ) -> None:
         self.store = store
@@ -75,7 +74,7 @@ class Batch:
         self._model = ScoringModel(served.model)
         self._served = served
         self.prefixes = StorePrefixes(store, prefixes)
-        self._max_num_seqs = max_num_seqs
+        self._min_chunk = min_chunk
         self._keep_wired_limit = keep_wired_limit
         self._generator = self._make_generator()
 
@@ -111,7 +110,7 @@ class Batch:
     def start(self, ticket: Ticket, admission: Admission, given: StepInput) -> RunningRequest:
         """Admit a request: its first row, or all of them when nothing is left to read before the last token."""
         request = ticket.request
-        running = RunningRequest.start(ticket, admission, given, self.prefixes.positions(request, admission))
+        running = RunningRequest.start(ticket, admission, given, *self.prefixes.positions(request, admission))
         num_ready = request.n if len(running.segments) == 1 and request.max_tokens > 0 else 1
         with mx.stream(self._generator.stream):
             for index in range(num_ready):
@@ -125,19 +124,25 @@ class Batch:
         return self.prefixes.is_being_read(request, self.running(), self._cut)
 
     def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:
-        """One decode step for all rows and one chunk of prompt, `prefill_tokens` per row at most."""
+        """One decode step for all rows and one chunk of prompts, `prefill_tokens` of all rows together.
+
+        A row that has read its prompt starts at once, so that its first token is there when the next step begins.
+        """
         g = self._generator
-        g.prefill_step_size = min(prefill_tokens, MAX_SCORED_TOKENS) if self._model.scores else prefill_tokens
+        g.budget, g.max_chunk = prefill_tokens, MAX_SCORED_TOKENS if self._model.scores else MAX_CHUNK
         with mx.stream(g.stream):
             prompts, answers = g.next()
             self._prove()
-            work = StepWork()
+            work = StepWork(num_prompt_tokens=g.num_read)
             for response in answers:
                 work.num_generated += 1
                 self._take_token(response, on_end)
             for response in prompts:
                 work.num_prompt += 1
                 self._take_prompt(response, on_end)
+            for uid in g.begin():
+                work.num_prompt += 1
+                self._started(uid, on_end)
             self.store.flush(self.live_caches())
         return work
 
@@ -162,15 +167,11 @@ class Batch:
                 reservation.release()
         return lost
 
-    def _make_generator(self) -> BatchGenerator:
-        generator = BatchGenerator(
-            self._model,
-            sampler=greedy_sampler,
-            # Admission bounds the rows; the generator must never hold one back.
-            completion_batch_size=2 * self._max_num_seqs + 1,
-            prefill_batch_size=min(MAX_PREFILL_ROWS, self._max_num_seqs),
-        )
+    def _make_generator(self) -> RowGenerator:
+        generator = RowGenerator(self._model, sampler=greedy_sampler)
         hold_rows(generator)
+        generator.min_chunk = self._min_chunk
+        generator.grid = 1 if self.store.cuts_snapshots else SPACING
         self._model.generator = generator
         if not self._keep_wired_limit:
             generator.close()
@@ -217,19 +218,21 @@ class Batch:
         row = self.rows.get(response.uid)
         if row is None:  # its request failed in this step
             return
-        running = row.running
-        if response.end_of_prompt:
-            if running.num_read == len(running.request.prompt):
-                return
-            running.num_read = len(running.request.prompt)
-        else:
-            running.num_read = running.cached + response.progress[0]
-            if response.end_of_segment:
-                self._end_segment(response.uid, running)
+        row.running.num_read = row.running.cached + response.progress[0]
+        self._end_chunk(response.uid, row.running)
+        self._tell_progress(response.uid, row.running, on_end)
+
+    def _started(self, uid: int, on_end: OnEnd) -> None:
+        row = self.rows.get(uid)
+        if row is not None and row.running.num_read < len(row.running.request.prompt):
+            row.running.num_read = len(row.running.request.prompt)
+            self._tell_progress(uid, row.running, on_end)
+
+    def _tell_progress(self, uid: int, running: RunningRequest, on_end: OnEnd) -> None:
         running.put(self._prompt_event(running))
-        scores = self._model.scores.get(response.uid)
+        scores = self._model.scores.get(uid)
         if scores is not None and scores.is_complete:
-            running.put(self._model.scores.pop(response.uid).event)
+            running.put(self._model.scores.pop(uid).event)
             if running.request.max_tokens == 0:
                 self._end_scored(running, on_end)
 
@@ -240,10 +243,10 @@ class Batch:
         self.remove(running)
         on_end(running, None)
 
-    def _end_segment(self, uid: int, running: RunningRequest) -> None:
+    def _end_chunk(self, uid: int, running: RunningRequest) -> None:
         """A snapshot where one is wanted, and the other choices at the end of the prompt."""
         prompt, position = running.request.prompt, running.num_read
-        if position in running.positions:
+        if running.leaves_snapshot(position):
             self.prefixes.keep(running, running.request.tokens[:position], lambda: self._extract(uid))
         if position == len(prompt) - 1 and running.request.max_tokens > 0:
             caches = self._extract(uid)

@@ -30,13 +30,12 @@ class RowStops(StopSequences):  # type: ignore[misc]
         self.constraint = constraint
 
 
-def hold_rows(generator: BatchGenerator) -> BatchGenerator:
+def hold_rows(generator: BatchGenerator) -> None:
     """Let a generator without rows heed the constraints of the `RowStops` that its rows are inserted with."""
     generator._generation_batch = HeldBatch.empty(generator.model, generator.sampler)
     generator._prompt_batch = HeldPrompts.empty(
         generator.model, generator.sampler, prefill_step_size=generator.prefill_step_size
     )
-    return generator
 
 
 class HeldPrompts(PromptProcessingBatch):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from server.engine.detokenizer import Vocabulary
 from server.engine.generation import RowStops
 from server.engine.request import EngineEvent, FinishEvent, FinishReason, GenerationRequest
 from server.engine.sampler import mix, request_seed
+from server.engine.snapshot_spacing import FIRST_REGULAR
 from server.engine.step_input import StepInput
 from server.grammar.compile import GrammarCompiler
 from server.grammar.constraint import make_constraint
@@ -26,7 +27,8 @@ class RunningRequest:
 
     Attributes:
         cached: prompt tokens that came from a snapshot.
-        positions: where snapshots are to be taken while the prompt is read.
+        positions: where reading stops for snapshots.
+        spacing: a chunk that ends at a multiple of it leaves a snapshot too; None: none.
         num_read: prompt tokens read so far.
         choices_left: choices that have not ended.
         seed: of the first choice; the others follow it.
@@ -43,6 +45,7 @@ class RunningRequest:
     choices_left: int
     seed: int
     started_s: float
+    spacing: int | None = None
     num_unparsed: int = 0
     shared_lens: dict[str, int] = field(default_factory=dict)
 
@@ -53,6 +56,7 @@ class RunningRequest:
         admission: Admission,
         given: StepInput,
         positions: Iterable[int] = (),
+        spacing: int | None = None,
     ) -> RunningRequest:
         """A request about to read its prompt."""
         request = ticket.request
@@ -60,12 +64,19 @@ class RunningRequest:
         # Requests that start in the same step must not share a seed.
         entropy = mix(given.entropy ^ zlib.crc32(request.request_id.encode()))
         seed = request_seed(request.sampling, entropy)
-        return cls(ticket, admission, cached, set(positions), cached, request.n, seed, given.now_s)
+        return cls(ticket, admission, cached, set(positions), cached, request.n, seed, given.now_s, spacing)
 
     @property
     def request(self) -> GenerationRequest:
         """The request as it was accepted."""
         return self.ticket.request
+
+    def leaves_snapshot(self, position: int) -> bool:
+        """Whether a snapshot is wanted now that the prompt was read up to `position`."""
+        if position in self.positions:
+            return True
+        is_inside = FIRST_REGULAR <= position < len(self.request.prompt) - 1
+        return self.spacing is not None and is_inside and position % self.spacing == 0
 
     @property
     def segments(self) -> list[list[int]]:

@@ -17,7 +17,7 @@ from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, pre
 from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
-from server.engine.prefill_budget import PrefillBudget
+from server.engine.prefill_budget import prefill_budget
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
 from server.engine.rows import RunningRequest, ServedModel
@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 MAX_LIVE_STORES = 2
 # Steps that fail one after the other before the engine gives up: the device is gone, not a request bad.
 MAX_FAILED_STEPS = 5
-PREFILL_TOKENS_GPU = 512
-PREFILL_TOKENS_CPU = 64
+# Prompts read side by side have at least so long chunks each: long histories are gone through once per chunk.
+MIN_CHUNK_GPU = 512
+MIN_CHUNK_CPU = 64
 
 
 class EngineFailedError(Exception):
@@ -93,7 +94,7 @@ class Scheduler:
         self._waiting = waiting
         self._counters = counters
         self._on_end = on_end
-        self._prefill_budget = PrefillBudget(config.prefill_tokens_per_step or default_prefill_tokens())
+        self._prefill_budget = prefill_budget(loaded.model, config.prefill_tokens_per_step, config.target_gap_ms)
         self._running: dict[str, tuple[Batch, RunningRequest]] = {}
         self._blocked: Ticket | None = None
         # Those whose beginning a running request is reading for them.
@@ -134,7 +135,7 @@ class Scheduler:
                     code="too_many_live_artifacts",
                 )
             keep = self._config.wired_limit == "auto"
-            known = Batch(self._served, store, self.prefixes, self._config.max_num_seqs, keep)
+            known = Batch(self._served, store, self.prefixes, min_chunk(), keep)
             self.batches.append(known)
         self._leave(known)
         self.active = known
@@ -180,16 +181,17 @@ class Scheduler:
     def generate(self, given: StepInput) -> StepWork:
         """One step of every batch that has rows; the prompt budget is shared by all rows that read prompts."""
         self._given = given
-        if self._last_work.num_prompt and given.generate_s:
-            self._prefill_budget.took(given.generate_s, decoding=self._was_decoding)
+        if given.generate_s:
+            self._prefill_budget.took(given.generate_s, self._last_work.num_prompt_tokens, decoding=self._was_decoding)
         total = self._last_work = StepWork()
         decoding = self._was_decoding = any(batch.num_rows > batch.num_prefill_rows for batch in self.batches)
         budget = self._prefill_budget.tokens(decoding=decoding)
+        num_reading = max(1, sum(batch.num_prefill_rows > 0 for batch in self.batches))
         for batch in [batch for batch in self.batches if batch.rows]:
-            num_readers = max(1, sum(other.num_prefill_rows for other in self.batches))
-            work = self._step(batch, max(1, budget // num_readers))
+            work = self._step(batch, max(1, budget // num_reading))
             total.num_generated += work.num_generated
             total.num_prompt += work.num_prompt
+            total.num_prompt_tokens += work.num_prompt_tokens
         self._counters.add("generated_tokens", total.num_generated)
         return total
 
@@ -271,9 +273,9 @@ class Scheduler:
         self._on_end(ticket)
 
 
-def default_prefill_tokens() -> int:
-    """Prompt tokens per step where nothing is configured."""
-    return PREFILL_TOKENS_CPU if mx.default_device().type == mx.DeviceType.cpu else PREFILL_TOKENS_GPU
+def min_chunk() -> int:
+    """Prompt tokens a step below which no further long prompt is read beside others, on this device."""
+    return MIN_CHUNK_CPU if mx.default_device().type == mx.DeviceType.cpu else MIN_CHUNK_GPU
 
 
 def logits_width(model: Any) -> int:

@@ -40,18 +40,16 @@ def regular_positions(start: int, prompt_len: int, spacing: int) -> range:
     return range(-(-first // spacing) * spacing, prompt_len - 1, spacing)
 
 
-def snapshot_positions(
-    boundaries: Sequence[int], start: int, prompt_len: int, regular: Sequence[int] = (), parting: int = 0
-) -> tuple[int, ...]:
-    """Where to take snapshots while reading tokens `start ... prompt_len - 2`.
+def snapshot_positions(boundaries: Sequence[int], start: int, prompt_len: int, parting: int = 0) -> tuple[int, ...]:
+    """Where to stop for snapshots while reading tokens `start ... prompt_len - 2`.
 
-    That is: at the end, from which the next turn goes on; at regular positions; where the prompt parts from an earlier
-    one (`parting`); at some message boundaries that are at least MIN_SAVED_TOKENS beyond the one before.
+    That is: at the end, from which the next turn goes on; where the prompt parts from an earlier one (`parting`); at
+    some message boundaries that are at least MIN_SAVED_TOKENS beyond the one before.
     """
     end = prompt_len - 1
     if end - start < MIN_SAVED_TOKENS:
         return ()
-    chosen = {end, *(p for p in regular if start < p < end)}
+    chosen = {end}
     inner = [b for b in boundaries if start + MIN_SAVED_TOKENS <= b <= end - MIN_SAVED_TOKENS]
     if len(inner) > MAX_FIRST_BOUNDARIES + MAX_LAST_BOUNDARIES:
         inner = inner[:MAX_FIRST_BOUNDARIES] + inner[-MAX_LAST_BOUNDARIES:]

@@ -11,7 +11,7 @@ from server.engine.prompt_history import Tokens
 from server.engine.request import GenerationRequest
 from server.engine.rows import RunningRequest
 from server.engine.shared_beginning import is_being_read
-from server.engine.snapshot_spacing import regular_positions, regular_spacing, snapshot_positions
+from server.engine.snapshot_spacing import regular_spacing, snapshot_positions
 
 
 class StorePrefixes:
@@ -26,17 +26,19 @@ class StorePrefixes:
         self._prefixes = prefixes
         self.keeps = True
 
-    def positions(self, request: GenerationRequest, admission: Admission) -> tuple[int, ...]:
-        """Where a prompt leaves snapshots. It is remembered, so that later ones see where they part from it."""
+    def positions(self, request: GenerationRequest, admission: Admission) -> tuple[tuple[int, ...], int | None]:
+        """Where a prompt leaves snapshots, and the spacing of those it leaves besides, where a chunk ends there.
+
+        It is remembered, so that later ones see where they part from it.
+        """
         store, history, space = self._store, self._prefixes.history, prefix_space(request, self._store)
         start, length = admission.cached, len(request.prompt)
         parting = history.shared_len(space, request.tokens)
         history.add(space, request.tokens)
         if store.cuts_snapshots:  # the last one serves for all
-            return snapshot_positions((), start, length)
+            return snapshot_positions((), start, length), None
         spacing = regular_spacing(start, length, store.snapshot_cost, store.max_snapshot_bytes)
-        regular = regular_positions(start, length, spacing) if spacing is not None else ()
-        return snapshot_positions(request.boundaries, start, length, regular, parting)
+        return snapshot_positions(request.boundaries, start, length, parting), spacing
 
     def keep(self, running: RunningRequest, tokens: Tokens, extract: Callable[[], Caches]) -> None:
         """A snapshot of a row that holds exactly `tokens`, unless there is one."""

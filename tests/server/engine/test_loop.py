@@ -180,13 +180,29 @@ def test_a_short_request_starts_before_a_long_prompt_ends(model: Any, tokenizer:
     assert any(isinstance(e, PromptEvent) and e.num_done < 800 for e in rest)
 
 
-def test_prompt_budget_is_shared_by_rows(model: Any, tokenizer: Any) -> None:
+def test_a_step_reads_no_more_than_its_budget_and_long_prompts_one_after_the_other(model: Any, tokenizer: Any) -> None:
     with serving(model, tokenizer, prefill_tokens_per_step=40) as loop:
         streams = [loop.stream(request(f"{i}", prompt(300, i), 1)) for i in range(4)]
-        answers = [read(iter(s)) for s in streams]
-    progress = [[e.num_done for e in a.of(PromptEvent)] for a in answers]
-    steps = [b - a for done in progress for a, b in pairwise(done)]
-    assert max(steps) <= 40 and 10 in steps
+        first = read(iter(streams[0]))
+        last = list(streams[3])
+    steps = [b.num_done - a.num_done for a, b in pairwise(first.of(PromptEvent))]
+    assert max(steps) <= 40 and sum(steps) == 300
+    assert last[0] == PromptEvent("3", 0, 300, 0)
+
+
+def test_prompts_that_are_read_together_fill_the_budget(model: Any, tokenizer: Any) -> None:
+    with serving(model, tokenizer, prefill_tokens_per_step=256) as loop:
+        started = loop.call(lambda: [loop.stream(request(f"{i}", prompt(400, i), 1)) for i in range(4)]).result(10)
+        answers = [read(iter(s)) for s in started]
+    for answer in answers:
+        assert [e.num_done for e in answer.of(PromptEvent)][:3] == [0, 64, 128]
+
+
+def test_a_token_follows_its_prompt_in_the_next_step(model: Any, tokenizer: Any) -> None:
+    with serving(model, tokenizer) as loop:
+        steps = loop.status().counters["step_s_count"]
+        ask(loop, request("a", prompt(50), 1))
+        assert loop.status().counters["step_s_count"] - steps == 2
 
 
 def test_too_long_and_too_many(model: Any, tokenizer: Any) -> None:

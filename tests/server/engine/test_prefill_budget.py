@@ -1,39 +1,77 @@
-"""Prompt chunks shrink where a step keeps other streams waiting."""
+"""A step reads as much prompt as its target leaves room for: measured, not assumed."""
 
 from __future__ import annotations
 
-from server.engine.prefill_budget import MIN_TOKENS, TARGET_STEP_S, PrefillBudget
+from typing import Any
+
+import pytest
+
+from server.engine.prefill_budget import MIN_TOKENS, READ_STEP_S, PrefillBudget, prefill_budget
+
+TARGET_S = 0.15
 
 
-def test_slow_steps_shrink_the_chunk_while_others_decode() -> None:
-    budget = PrefillBudget(64)
-    budget.took(2 * TARGET_STEP_S, decoding=True)
-    assert budget.tokens(decoding=True) == 32
-    assert budget.tokens(decoding=False) == 64
-    for _ in range(10):
-        budget.took(2 * TARGET_STEP_S, decoding=True)
-    assert budget.tokens(decoding=True) == MIN_TOKENS
-    for _ in range(10):
-        budget.took(0.01, decoding=True)
-    assert budget.tokens(decoding=True) == 64
+def _budget(max_tokens: int = 8192) -> PrefillBudget:
+    return PrefillBudget(max_tokens, 512, TARGET_S)
 
 
-def test_a_step_near_the_target_changes_nothing_and_one_below_it_little() -> None:
-    budget = PrefillBudget(64)
-    budget.took(2 * TARGET_STEP_S, decoding=True)
-    budget.took(0.9 * TARGET_STEP_S, decoding=True)
-    assert budget.tokens(decoding=True) == 32
-    budget.took(0.7 * TARGET_STEP_S, decoding=True)
-    assert budget.tokens(decoding=True) == 40
+def _run(budget: PrefillBudget, token_s: float, *, decode_s: float = 0.0, fixed_s: float = 0.0, steps: int = 12) -> int:
+    """The budget after steps that cost so much, with rows decoding if that costs anything."""
+    for _ in range(steps):
+        if decode_s:
+            budget.took(decode_s, 0, decoding=True)
+        tokens = budget.tokens(decoding=decode_s > 0)
+        budget.took(decode_s + fixed_s + tokens * token_s, tokens, decoding=decode_s > 0)
+    return budget.tokens(decoding=decode_s > 0)
 
 
-def test_a_prompt_read_alone_is_not_slowed_down() -> None:
-    budget = PrefillBudget(64)
-    budget.took(10 * TARGET_STEP_S, decoding=False)
-    assert budget.tokens(decoding=True) == 64
+def test_nothing_decoding_a_step_reads_all_it_may() -> None:
+    assert _budget().tokens(decoding=False) == 8192
+    assert _run(_budget(), READ_STEP_S / 20_000) == 8192
 
 
-def test_a_small_configured_chunk_is_kept() -> None:
-    budget = PrefillBudget(8)
-    budget.took(2 * TARGET_STEP_S, decoding=True)
-    assert budget.tokens(decoding=True) == 8
+def test_nothing_decoding_a_step_lasts_no_longer_than_a_newcomer_should_wait() -> None:
+    assert _run(_budget(), READ_STEP_S / 4000) == pytest.approx(4000, rel=0.01)
+
+
+def test_rows_decoding_a_step_lasts_as_long_as_the_gap_they_may_see() -> None:
+    assert _run(_budget(), 1 / 7000, decode_s=0.01) == pytest.approx(0.14 * 7000, rel=0.02)
+    # What a step costs beside its tokens is part of it.
+    tokens = _run(_budget(), 1 / 7000, decode_s=0.01, fixed_s=0.05)
+    assert 0.01 + 0.05 + tokens / 7000 == pytest.approx(TARGET_S, rel=0.05)
+
+
+def test_decoding_that_takes_the_whole_gap_leaves_prompts_a_quarter() -> None:
+    assert _run(_budget(), 1 / 7000, decode_s=0.2) == pytest.approx(TARGET_S / 4 * 7000, rel=0.05)
+
+
+def test_tokens_that_get_dearer_with_their_history_shrink_the_step() -> None:
+    budget = _budget()
+    before = _run(budget, 1 / 7000, decode_s=0.01)
+    assert _run(budget, 4 / 7000, decode_s=0.01) == pytest.approx(before / 4, rel=0.05)
+
+
+def test_a_short_prompt_is_no_measure_of_long_ones() -> None:
+    budget = _budget()
+    before = _run(budget, 1 / 7000)
+    budget.took(0.05, 10, decoding=False)
+    assert budget.tokens(decoding=False) == before
+
+
+def test_one_stalled_step_is_forgotten_within_a_few() -> None:
+    budget = _budget()
+    before = _run(budget, 1 / 7000)
+    budget.took(60.0, before, decoding=False)
+    assert budget.tokens(decoding=False) >= before // 4
+    assert _run(budget, 1 / 7000, steps=6) >= 0.9 * before
+
+
+def test_a_small_configured_step_is_kept_and_a_slow_device_gets_the_least() -> None:
+    assert _run(_budget(8), 1.0, decode_s=1.0) == 8
+    assert _run(_budget(), 1.0, decode_s=1.0) == MIN_TOKENS
+
+
+def test_configured_numbers_win(model: Any) -> None:
+    assert prefill_budget(model, 100, None).tokens(decoding=False) == 100
+    slow, fast = (prefill_budget(model, None, gap) for gap in (1000.0, 100.0))
+    assert _run(slow, 1 / 400, decode_s=0.05, steps=30) > 2 * _run(fast, 1 / 400, decode_s=0.05, steps=30)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import pytest
-
 from server.engine.shared_beginning import cut_segments
-from server.engine.snapshot_spacing import regular_positions, regular_spacing, snapshot_positions
+from server.engine.snapshot_spacing import regular_spacing, snapshot_positions
 
 
 def test_positions_are_worth_their_cost() -> None:
@@ -19,13 +15,8 @@ def test_positions_are_worth_their_cost() -> None:
     assert len(snapshot_positions(tuple(range(100, 4000, 100)), 0, 4100)) == 9
 
 
-@pytest.mark.parametrize("start", [0, 700, 769])
-def test_regular_positions_leave_no_gap_of_more_than_256_tokens(start: int) -> None:
-    boundaries, length = tuple(range(60, 3000, 70)), 3000
-    positions = snapshot_positions(boundaries, start, length, regular_positions(start, length, 256), parting=1111)
-    assert 1111 in positions and positions[-1] == length - 1
-    places = [max(512, start), *(p for p in positions if p >= 512)]
-    assert max(b - a for a, b in pairwise(places)) <= 256
+def test_where_a_prompt_parts_from_an_earlier_one_is_a_stop() -> None:
+    assert 1111 in snapshot_positions(tuple(range(60, 3000, 70)), 700, 3000, parting=1111)
 
 
 def test_spacing_follows_what_a_snapshot_costs() -> None:

@@ -1,0 +1,56 @@
+"""Who reads beside whom, and how much of each: little padding, few long prompts at a time, no short one left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.row_generator import MAX_READERS, _to_grid, best_chunk, may_read_beside
+
+
+@pytest.mark.parametrize(
+    ("lens", "budget", "chunk"),
+    [
+        ([], 2048, 0),
+        ([5000], 2048, 2048),
+        ([5000, 5000], 2048, 1024),
+        ([1000] * 8, 8192, 1000),
+        # A short one's length where the rest would be padding; not where the others would hardly move.
+        ([400] * 7 + [5000], 8192, 400),
+        ([16000, 3], 2048, 1024),
+        # Few shapes: what no prompt's end decides is a multiple of 64.
+        ([5000] * 3, 2048, 640),
+        ([5000], 50, 50),
+        ([5, 5, 5], 2, 1),
+    ],
+)
+def test_a_chunk_reads_most_for_its_cost(lens: list[int], budget: int, chunk: int) -> None:
+    assert best_chunk(lens, budget) == chunk
+
+
+def test_a_short_prompt_joins_whatever_is_read() -> None:
+    assert may_read_beside(100, [16000] * 16, 8192, 512)
+    assert not may_read_beside(100, [16000] * MAX_READERS, 8192, 512)
+
+
+def test_long_prompts_are_read_few_at_a_time() -> None:
+    readers: list[int] = []
+    for _ in range(16):
+        if may_read_beside(16000, readers, 2048, 512):
+            readers.append(16000)
+    assert len(readers) == 4
+    assert may_read_beside(3000, readers, 2048, 512)
+    assert not may_read_beside(9000, readers, 2048, 512)
+    # A small budget is never a reason to read nothing.
+    assert may_read_beside(16000, [], 16, 512) and not may_read_beside(16000, [16000], 16, 512)
+
+
+def test_chunks_end_on_the_grid_in_few_equal_steps() -> None:
+    assert [_to_grid(0, n, 256) for n in (64, 200, 256, 300, 2048)] == [64, 128, 256, 256, 2048]
+    assert _to_grid(100, 2048, 256) == 1948 and _to_grid(100, 64, 256) == 52
+    for chunk in (1, 7, 50, 255, 257, 1000):
+        position, ends = 33, []
+        while position < 3000:
+            position += _to_grid(position, chunk, 256)
+            ends.append(position)
+        assert {n for n in ends if n % 256 == 0} >= set(range(256, 3000, 256)) or chunk > 256
+        assert all(n % 256 == 0 for n in ends) or chunk < 256
