@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quant_core.slices import run
 from server.errors import ConfigError
 from server.model.conversation import Conversation, Json
 from server.model.prompts import render
@@ -28,7 +29,7 @@ class CalibrationText:
         Raises:
             BadRequestError: the chat template refuses a conversation.
         """
-        chats = (render(tokenizer, Conversation(c, generation_prompt=False)) for c in self.conversations)
+        chats = (run(render(tokenizer, Conversation(c, generation_prompt=False))) for c in self.conversations)
         return (*self.texts, *chats)
 
 

@@ -27,12 +27,10 @@ from server.http.answer_state import AnswerState, ChoiceState, NewOutput
 from server.http.context import AppContext
 from server.http.event_stream import RequestGroup, Tagged, Tick
 from server.http.metrics import Timing
-from server.http.sse import ClientGone, EventStream, Frame, sse_comment, to_json
+from server.http.sse import CLIENT_CLOSED_REQUEST, ClientGone, EventStream, Frame, sse_comment, to_json
 
 log = logging.getLogger(__name__)
 
-# Nobody reads this answer; the number is what web servers log for a client that hung up.
-CLIENT_CLOSED_REQUEST = 499
 # After the pool was too full for a request that had waited: by then others have ended.
 RETRY_AFTER_S = 10
 

@@ -112,12 +112,13 @@ def create_app(
             if calibration is not None:
                 await calibration.stop()
             context.prompts.close()
+            context.bodies.close()
             if context.response_store is not None:
                 context.response_store.close()
 
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.context = context
-    add_error_handlers(app, context.metrics.errors)
+    add_error_handlers(app, context.metrics)
     _add_routes(app, access, CallerRules.of(config.http))
     describe(app, [body for group in ROUTES for body in group.bodies])
     _add_cors(app, config.http)

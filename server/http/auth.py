@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 
 from starlette.requests import HTTPConnection
@@ -13,6 +14,14 @@ WHERE_IT_IS = (
     f"from http.admin_key_file or $VECINFER_ADMIN_KEY, else the file {ADMIN_KEY_FILE} in the server's data_dir; "
     "the vecinfer command finds it there"
 )
+
+
+def caller_of(connection: HTTPConnection, keys: AccessKeys) -> str:
+    """Who a share of the server belongs to: a valid key, else an address; invented keys make nobody many callers."""
+    given = given_key(connection)
+    if given is not None and holds_key(connection, keys):
+        return f"key {hashlib.sha256(given).hexdigest()[:16]}"
+    return connection.client.host if connection.client is not None else ""
 
 
 def check_api_key(connection: HTTPConnection, keys: AccessKeys) -> None:

@@ -11,9 +11,14 @@ from starlette.requests import ClientDisconnect
 
 from server.config import HTTPConfig
 from server.errors import BadRequestError, PayloadTooLargeError
+from server.http.auth import caller_of
+from server.http.context import app_context
+from server.http.hang_up import unless_gone
 from server.http.schemas.base import UnknownFields, parse_body
 
 Body = TypeVar("Body", bound=BaseModel)
+# Read at once; larger ones go to a thread, so that the event loop is free for others.
+SMALL_BODY_BYTES = 65_536
 log = logging.getLogger(__name__)
 
 
@@ -29,9 +34,16 @@ async def read_json(
         BadRequestError: not UTF-8, not JSON, or a field is wrong.
         PayloadTooLargeError: longer than `http.max_body_bytes`.
     """
-    parsed = parse_body(
-        model, await read_bytes(request, config.max_body_bytes), unknown_fields or config.unknown_fields
-    )
+    raw = await read_bytes(request, config.max_body_bytes)
+    policy = unknown_fields or config.unknown_fields
+    if len(raw) <= SMALL_BODY_BYTES:
+        parsed = parse_body(model, raw, policy)
+    else:
+        context = app_context(request)
+        thread, caller = context.bodies, caller_of(request, context.keys)
+        parsed = await unless_gone(
+            request, thread.call(lambda: parse_body(model, raw, policy), caller=caller, size=len(raw))
+        )
     if parsed.ignored:
         request.state.ignored = parsed.ignored
         log.info("%s: ignored %s", request.url.path, ", ".join(parsed.ignored))

@@ -16,6 +16,7 @@ from server.errors import NotFoundError, NotReadyError
 from server.http.metrics import Metrics
 from server.http.response_store import ResponseStore, RunningResponse
 from server.keys import AccessKeys
+from server.model.fair_thread import FairThread
 from server.model.prompts import PromptBuilder
 
 RETRY_WHEN_LOADING_S = 5
@@ -26,6 +27,7 @@ class AppContext:
     """The parts behind the HTTP routes.
 
     Attributes:
+        bodies: where large bodies are read.
         calibration: None when the server keeps no artifacts (fp16).
         response_store: None when responses are not kept.
         running_responses: by id; each is there as long as its answer is being written.
@@ -36,6 +38,7 @@ class AppContext:
     keys: AccessKeys
     metrics: Metrics
     prompts: PromptBuilder
+    bodies: FairThread = field(default_factory=lambda: FairThread("bodies"))
     calibration: CalibrationQueue | None = None
     response_store: ResponseStore | None = None
     running_responses: WeakValueDictionary[str, RunningResponse] = field(default_factory=WeakValueDictionary)

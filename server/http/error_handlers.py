@@ -6,29 +6,35 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 
 from server.errors import INTERNAL_ERROR, BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
 from server.http.error_shapes import error_body
+from server.http.metrics import Metrics
+from server.http.sse import CLIENT_CLOSED_REQUEST, ClientGone
 
 log = logging.getLogger(__name__)
 
 
-def add_error_handlers(app: FastAPI, errors: Counter) -> None:
-    """Give `app` a handler for everything that can be raised under it; `errors` counts answers by status."""
+def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Give `app` a handler for everything that can be raised under it; errors and hang-ups are counted."""
 
     def answer(request: Request, error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        errors.labels(str(error.status)).inc()
+        metrics.errors.labels(str(error.status)).inc()
         body = error_body(request, error)
         return JSONResponse(body, error.status, headers={**(headers or {}), **_headers(error)})
 
     @app.exception_handler(ServerError)
     async def on_server_error(request: Request, error: ServerError) -> JSONResponse:
         return answer(request, error)
+
+    @app.exception_handler(ClientGone)
+    async def on_hang_up(request: Request, error: ClientGone) -> Response:
+        metrics.start(request.url.path).end("aborted")
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.requests import HTTPConnection
+from fastapi import Request
 
 from quant_core.codec.spec import PAGE_SIZE
 from server.engine.interface import EngineStatus
@@ -19,8 +19,17 @@ from server.http.cache_owner import cache_owner
 from server.http.context import AppContext
 from server.http.generation_spec import GenerationSpec
 from server.http.held_answer import HeldAnswer, hold
+from server.http.tokenizing import on_tokenizer
 from server.model.conversation import Conversation
-from server.model.prompts import TokenizedPrompt, chat_prompt, text_prompt, vocab_size
+from server.model.fair_thread import Slices
+from server.model.prompts import (
+    TokenizedPrompt,
+    chat_prompt,
+    check_num_ids,
+    check_text_len,
+    text_prompt,
+    vocab_size,
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,7 @@ class PreparedAnswer:
     prompts: tuple[TokenizedPrompt, ...]
 
 
-async def prepare(
-    connection: HTTPConnection, context: AppContext, spec: GenerationSpec, id_prefix: str
-) -> PreparedAnswer:
+async def prepare(request: Request, context: AppContext, spec: GenerationSpec, id_prefix: str) -> PreparedAnswer:
     """Tokenise the prompts and check every limit.
 
     Raises:
@@ -60,22 +67,45 @@ async def prepare(
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     status = context.engine.status()
     parser = context.config.model.tool_parser
-    prompts, num_ids, held = await context.prompts.run(
-        lambda t: (_tokenised(t, spec, status.context_len), vocab_size(t), hold(t, spec, context.engine, parser))
-    )
+
+    def work(tokenizer: Any) -> Slices[tuple[list[TokenizedPrompt], int, HeldAnswer]]:
+        prompts = yield from _tokenised(tokenizer, spec, status.context_len)
+        return prompts, vocab_size(tokenizer), hold(tokenizer, spec, context.engine, parser)
+
+    prompts, num_ids, held = await on_tokenizer(request, work, _checked_size(spec, status.context_len))
     requests = _engine_requests(answer_id, spec, prompts, held, _checked(spec.sampling, num_ids), context, status)
-    owner = cache_owner(connection, context, spec.cache_salt)
-    requests = tuple(replace(request, cache_owner=owner) for request in requests)
+    owner = cache_owner(request, context, spec.cache_salt)
+    requests = tuple(replace(made, cache_owner=owner) for made in requests)
     return PreparedAnswer(
         answer_id, int(time.time()), context.model_names[0], _fingerprint(status), requests, tuple(prompts)
     )
 
 
-def _tokenised(tokenizer: Any, spec: GenerationSpec, context_len: int) -> list[TokenizedPrompt]:
+def _checked_size(spec: GenerationSpec, context_len: int) -> int:
+    """Characters or token ids of all prompts; what can never fit is refused before any work.
+
+    Raises:
+        ContextLengthError: a prompt is longer than any text that the context can hold.
+    """
+    if isinstance(spec.prompts, Conversation):
+        return check_text_len(spec.prompts.num_chars, context_len, spec.prompts.param)
+    for prompt in spec.prompts:
+        if isinstance(prompt, str):
+            check_text_len(len(prompt), context_len, "prompt")
+        else:
+            check_num_ids(len(prompt), context_len)
+    return sum(len(prompt) for prompt in spec.prompts)
+
+
+def _tokenised(tokenizer: Any, spec: GenerationSpec, context_len: int) -> Slices[list[TokenizedPrompt]]:
     """The prompts of the request. Tokenizer's thread."""
     if isinstance(spec.prompts, Conversation):
-        return [chat_prompt(tokenizer, spec.prompts, context_len)]
-    return [text_prompt(tokenizer, prompt, context_len) for prompt in spec.prompts]
+        return [(yield from chat_prompt(tokenizer, spec.prompts, context_len))]
+    found: list[TokenizedPrompt] = []
+    for prompt in spec.prompts:
+        found.append((yield from text_prompt(tokenizer, prompt, context_len)))
+        yield
+    return found
 
 
 def _engine_requests(

@@ -77,6 +77,11 @@ class Conversation:
     param: str = "messages"
 
     @property
+    def num_chars(self) -> int:
+        """Characters of the messages' texts."""
+        return sum(len(content) for m in self.messages if isinstance(content := m.get("content"), str))
+
+    @property
     def offered_tools(self) -> tuple[ToolSpec, ...]:
         """The tools that may be called."""
         if self.tool_choice.mode == "none":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -12,6 +10,7 @@ import jinja2
 
 from server.errors import BadRequestError, ContextLengthError
 from server.model.conversation import Conversation, Json, TextPrompt, Thinking
+from server.model.fair_thread import FairThread, Slices
 from server.output.history import template_input
 
 T = TypeVar("T")
@@ -20,6 +19,10 @@ T = TypeVar("T")
 NUM_RECENT_BOUNDARIES = 3
 # No tokenizer makes tokens longer than this on average; a longer text is refused without being tokenised.
 MAX_CHARS_PER_TOKEN = 128
+# Longer texts are counted piece by piece until they fit no more, before they are tokenised as a whole.
+PIECE_CHARS = 32_768
+# A context's worth of text and more has so many characters a token, seldom fewer.
+SURE_CHARS_PER_TOKEN = 4
 # What templates raise: Jinja's own errors, and plain ones from templates written in Python.
 TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 # Of a conversation that the template refuses, so many beginnings are tried to name the message.
@@ -44,16 +47,24 @@ class PromptBuilder:
     def __init__(self, tokenizer: Callable[[], Any]) -> None:
         """`tokenizer` is asked for at each use: the model may still be loading when the server starts."""
         self._tokenizer = tokenizer
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        self._thread = FairThread("tokenizer")
 
-    async def run(self, function: Callable[[Any], T]) -> T:
-        """`function(tokenizer)` on the tokenizer's thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: function(self._tokenizer()))
+    @property
+    def num_waiting(self) -> int:
+        """Works that have not ended."""
+        return self._thread.num_waiting
+
+    async def run(self, work: Callable[[Any], Slices[T]], *, caller: str = "", size: int = 0) -> T:
+        """The result of `work(tokenizer)`, in slices on the tokenizer's thread; see `FairThread.run`."""
+
+        def slices() -> Slices[T]:
+            return (yield from work(self._tokenizer()))
+
+        return await self._thread.run(slices(), caller=caller, size=size)
 
     def close(self) -> None:
-        """End the thread; what is queued is dropped."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the thread; what has not ended fails."""
+        self._thread.close()
 
 
 def vocab_size(tokenizer: Any) -> int:
@@ -61,7 +72,7 @@ def vocab_size(tokenizer: Any) -> int:
     return len(tokenizer)
 
 
-def chat_prompt(tokenizer: Any, conversation: Conversation, context_len: int) -> TokenizedPrompt:
+def chat_prompt(tokenizer: Any, conversation: Conversation, context_len: int) -> Slices[TokenizedPrompt]:
     """The conversation through the chat template, ready for the assistant's answer.
 
     Raises:
@@ -70,23 +81,28 @@ def chat_prompt(tokenizer: Any, conversation: Conversation, context_len: int) ->
     """
     if conversation.chat_template is None and not tokenizer.has_chat_template:
         raise BadRequestError("this model has no chat template; use /v1/completions", param=conversation.param)
-    text = render(tokenizer, conversation)
-    ids = encoded(tokenizer, text, context_len, conversation.param, add_special_tokens=False)
-    return TokenizedPrompt(ids, _boundaries(tokenizer, conversation, text, ids), text)
+    text = yield from render(tokenizer, conversation)
+    ids = yield from encoded(tokenizer, text, context_len, conversation.param, add_special_tokens=False)
+    yield
+    return TokenizedPrompt(ids, (yield from _boundaries(tokenizer, conversation, text, ids)), text)
 
 
-def text_prompt(tokenizer: Any, prompt: TextPrompt, context_len: int) -> TokenizedPrompt:
+def text_prompt(tokenizer: Any, prompt: TextPrompt, context_len: int) -> Slices[TokenizedPrompt]:
     """A text (special tokens added as the model expects them), or token ids checked against the vocabulary.
 
     Raises:
         BadRequestError: an id outside the vocabulary, or no token at all.
-        ContextLengthError: more text than the context can hold.
+        ContextLengthError: more than the context can hold.
     """
     if isinstance(prompt, str):
-        ids, text = encoded(tokenizer, prompt, context_len, "prompt", add_special_tokens=True), prompt
+        ids = yield from encoded(tokenizer, prompt, context_len, "prompt", add_special_tokens=True)
+        text = prompt
     else:
         ids, text = prompt, ""
-        wrong = next((i for i in ids if not 0 <= i < vocab_size(tokenizer)), None)
+        check_num_ids(len(ids), context_len)
+        wrong = next(
+            (i for i in (min(ids, default=0), max(ids, default=0)) if not 0 <= i < vocab_size(tokenizer)), None
+        )
         if wrong is not None:
             raise BadRequestError(
                 f"prompt: {wrong} is not a token id of this model (0-{vocab_size(tokenizer) - 1})", param="prompt"
@@ -96,7 +112,7 @@ def text_prompt(tokenizer: Any, prompt: TextPrompt, context_len: int) -> Tokeniz
     return TokenizedPrompt(ids, text=text)
 
 
-def render(tokenizer: Any, conversation: Conversation) -> str:
+def render(tokenizer: Any, conversation: Conversation) -> Slices[str]:
     """The template's text.
 
     Raises:
@@ -105,7 +121,7 @@ def render(tokenizer: Any, conversation: Conversation) -> str:
     try:
         return _rendered(tokenizer, conversation)
     except TEMPLATE_ERRORS as error:
-        at = _refused_message(tokenizer, conversation)
+        at = yield from _refused_message(tokenizer, conversation)
         place = f" at {conversation.param}[{at}]" if at is not None else ""
         message = f"the model's chat template refuses these messages{place}: {error}"
         raise BadRequestError(message, param=conversation.param) from error
@@ -159,11 +175,12 @@ def merged_messages(messages: tuple[Json, ...]) -> tuple[Json, ...]:
     return tuple(merged)
 
 
-def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:
+def _refused_message(tokenizer: Any, conversation: Conversation) -> Slices[int | None]:
     """The last message of the shortest beginning that the template refuses."""
     if len(conversation.messages) > MAX_TRIED_MESSAGES:
         return None
     for end in range(1, len(conversation.messages) + 1):
+        yield
         try:
             _rendered(tokenizer, _beginning(conversation, end))
         except TEMPLATE_ERRORS:
@@ -171,17 +188,65 @@ def _refused_message(tokenizer: Any, conversation: Conversation) -> int | None:
     return None
 
 
-def encoded(tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+def encoded(
+    tokenizer: Any, text: str, context_len: int, param: str, *, add_special_tokens: bool
+) -> Slices[tuple[int, ...]]:
     """The text's token ids.
 
     Raises:
-        ContextLengthError: more text than the context can hold, told without tokenising it.
+        ContextLengthError: more text than the context can hold, told after reading a context's worth of it.
     """
-    if len(text) > MAX_CHARS_PER_TOKEN * context_len:
-        raise ContextLengthError(
-            f"a prompt of {len(text)} characters cannot fit this model's context of {context_len} tokens", param=param
-        )
+    yield from check_fits(tokenizer, text, context_len, param)
     return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def check_fits(tokenizer: Any, text: str, context_len: int, param: str) -> Slices[None]:
+    """Count a long text's tokens piece by piece until they are more than the context holds.
+
+    Raises:
+        ContextLengthError: they are.
+    """
+    check_text_len(len(text), context_len, param)
+    if len(text) <= max(PIECE_CHARS, SURE_CHARS_PER_TOKEN * context_len):
+        return
+    num_tokens = 0
+    for start in range(0, len(text), PIECE_CHARS):
+        yield
+        piece = text[start : start + PIECE_CHARS]
+        # A cut makes more tokens of those at its two sides.
+        num_tokens += max(0, len(tokenizer.encode(piece, add_special_tokens=False)) - MAX_CHARS_PER_TOKEN)
+        if num_tokens > context_len:
+            raise ContextLengthError(
+                f"this model's context is {context_len} tokens, but the first {start + len(piece)} of the prompt's "
+                f"{len(text)} characters have more; shorten the {param}",
+                param=param,
+            )
+    yield
+
+
+def check_text_len(num_chars: int, context_len: int, param: str) -> int:
+    """`num_chars`, when so much text may fit.
+
+    Raises:
+        ContextLengthError: it cannot, whatever it says.
+    """
+    if num_chars > MAX_CHARS_PER_TOKEN * context_len:
+        raise ContextLengthError(
+            f"a prompt of {num_chars} characters cannot fit this model's context of {context_len} tokens", param=param
+        )
+    return num_chars
+
+
+def check_num_ids(num_ids: int, context_len: int) -> None:
+    """Refuse more token ids than the context holds, before they are looked at.
+
+    Raises:
+        ContextLengthError: they are more.
+    """
+    if num_ids > context_len:
+        raise ContextLengthError(
+            f"this model's context is {context_len} tokens, but the prompt has {num_ids}; shorten it", param="prompt"
+        )
 
 
 def _beginning(conversation: Conversation, end: int) -> Conversation:
@@ -189,14 +254,17 @@ def _beginning(conversation: Conversation, end: int) -> Conversation:
     return replace(conversation, messages=conversation.messages[:end], generation_prompt=False, continue_last=False)
 
 
-def _boundaries(tokenizer: Any, conversation: Conversation, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+def _boundaries(tokenizer: Any, conversation: Conversation, text: str, ids: tuple[int, ...]) -> Slices[tuple[int, ...]]:
     """Positions up to which `ids` says only what some first messages say: other prompts may share them."""
     messages = conversation.messages
     num_system = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     recent = range(max(num_system + 1, len(messages) - NUM_RECENT_BOUNDARIES), len(messages))
     prefixes = [_system_prefix(tokenizer, conversation, num_system, text)] if num_system else []
     prefixes += [_prefix(tokenizer, _beginning(conversation, end), text) for end in recent]
-    ends = {_shared_len(tokenizer, prefix, ids) for prefix in prefixes if prefix}
+    ends: set[int] = set()
+    for prefix in filter(None, prefixes):
+        yield
+        ends.add(_shared_len(tokenizer, prefix, ids))
     return tuple(sorted(end for end in ends if 0 < end < len(ids)))
 
 

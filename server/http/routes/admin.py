@@ -20,7 +20,9 @@ from server.http.openapi import body_of
 from server.http.schemas.calibration import CalibrationBody
 from server.http.sse import SSE_HEADERS, sse_comment, sse_data
 from server.http.status_report import status_report
+from server.http.tokenizing import on_tokenizer
 from server.model.conversation import Conversation
+from server.model.fair_thread import Slices
 from server.model.prompts import render
 
 router = APIRouter(prefix="/admin")
@@ -41,9 +43,15 @@ async def start_calibration(request: Request) -> JSONResponse:
     body.check()
     conversations = [tuple(message.to_openai() for message in messages) for messages in body.messages or []]
     service.check_loaded()
-    texts = await context.prompts.run(
-        lambda t: tuple(render(t, Conversation(messages, generation_prompt=False)) for messages in conversations)
-    )
+
+    def work(tokenizer: Any) -> Slices[tuple[str, ...]]:
+        found: list[str] = []
+        for messages in conversations:
+            found.append((yield from render(tokenizer, Conversation(messages, generation_prompt=False))))
+            yield
+        return tuple(found)
+
+    texts = await on_tokenizer(request, work, sum(len(messages) for messages in conversations))
     job = service.submit(body.options(context.config, texts))
     return JSONResponse(job.to_wire(), 202, headers={"Location": f"/admin/calibrations/{job.id}"})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,6 +16,9 @@ from server.http.formats.envelope import Envelope
 from server.http.openapi import body_of
 from server.http.requests import prepare
 from server.http.schemas.completions import CompletionBody
+from server.http.tokenizing import on_tokenizer
+from server.model.fair_thread import Slices
+from server.model.prompts import TokenizedPrompt
 
 router = APIRouter()
 
@@ -31,7 +36,17 @@ async def create_completion(request: Request) -> Response:
         continuous_usage=body.continuous_usage,
         with_logprobs=body.logprobs is not None,
     )
-    echo = await context.prompts.run(lambda t: [p.text or t.decode(list(p.ids)) for p in prepared.prompts])
+    echo = None
+    if body.echo:
+        echo = await on_tokenizer(request, lambda t: _texts(t, prepared.prompts), 0)
     best_of = body.num_choices if body.num_choices > body.n else 0
-    form = CompletionFormat(envelope, echo if body.echo else None, body.suffix or "", best_of, body.n)
+    form = CompletionFormat(envelope, echo, body.suffix or "", best_of, body.n)
     return await respond(request, prepared.requests, form, context, stream=body.stream)
+
+
+def _texts(tokenizer: Any, prompts: Sequence[TokenizedPrompt]) -> Slices[list[str]]:
+    found: list[str] = []
+    for prompt in prompts:
+        found.append(prompt.text or tokenizer.decode(list(prompt.ids)))
+        yield
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from server.http.body import read_json
 from server.http.context import AppContext, app_context
 from server.http.openapi import body_of
 from server.http.schemas.embeddings import EmbeddingBody
+from server.http.tokenizing import on_tokenizer
 from server.model.conversation import TextPrompt
 from server.model.embedder import Embedder
+from server.model.fair_thread import Slices
+from server.model.prompts import check_fits
 
 router = APIRouter()
 
@@ -26,7 +30,7 @@ async def create_embeddings(request: Request) -> dict[str, Any]:
     context = app_context(request)
     body = await read_json(request, EmbeddingBody, context.config.http)
     embedder = _embedder(context, body.model)
-    prompts = await context.prompts.run(lambda _: [_ids(embedder, text, i) for i, text in enumerate(body.input)])
+    prompts = await on_tokenizer(request, lambda _: _all_ids(embedder, body.input), sum(map(len, body.input)))
     vectors = []
     for ids in prompts:
         if await request.is_disconnected():
@@ -59,12 +63,22 @@ def _embedder(context: AppContext, name: str | None) -> Embedder:
     return embedder
 
 
-def _ids(embedder: Embedder, text: TextPrompt, index: int) -> tuple[int, ...]:
+def _all_ids(embedder: Embedder, texts: Sequence[TextPrompt]) -> Slices[list[tuple[int, ...]]]:
+    found: list[tuple[int, ...]] = []
+    for i, text in enumerate(texts):
+        found.append((yield from _ids(embedder, text, i)))
+        yield
+    return found
+
+
+def _ids(embedder: Embedder, text: TextPrompt, index: int) -> Slices[tuple[int, ...]]:
+    if isinstance(text, str):
+        yield from check_fits(embedder.tokenizer, text, embedder.context_len, f"input[{index}]")
     ids = embedder.ids(text) if isinstance(text, str) else text
     if not ids:
         raise BadRequestError(f"input[{index}]: it has no tokens", param="input")
     size = len(embedder.tokenizer)
-    wrong = next((i for i in ids if not 0 <= i < size), None)
+    wrong = next((i for i in (min(ids), max(ids)) if not 0 <= i < size), None)
     if wrong is not None:
         raise BadRequestError(f"input[{index}]: {wrong} is not a token id of this model (0-{size - 1})", param="input")
     if len(ids) > embedder.context_len:

@@ -11,7 +11,8 @@ from server.http.formats.messages import MessagesFormat
 from server.http.openapi import body_of
 from server.http.requests import prepare
 from server.http.schemas.messages import MessagesBody, TokenCountBody
-from server.model.prompts import chat_prompt
+from server.http.tokenizing import on_tokenizer
+from server.model.prompts import chat_prompt, check_text_len
 
 router = APIRouter()
 
@@ -36,5 +37,7 @@ async def count_message_tokens(request: Request) -> dict[str, int]:
     context.check_ready()
     context.check_model(body.model)
     context_len = context.engine.status().context_len
-    prompt = await context.prompts.run(lambda t: chat_prompt(t, body.conversation(), context_len))
+    conversation = body.conversation()
+    size = check_text_len(conversation.num_chars, context_len, conversation.param)
+    prompt = await on_tokenizer(request, lambda t: chat_prompt(t, conversation, context_len), size)
     return {"input_tokens": len(prompt.ids)}

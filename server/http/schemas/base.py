@@ -7,11 +7,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import pydantic_core
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.errors import BadRequestError
+from server.http.schemas.json_object import parse_json
 
 UnknownFields = Literal["ignore", "refuse"]
 MAX_IGNORED_FIELDS = 32
@@ -98,23 +98,10 @@ class ParsedBody(Generic[Body]):
     ignored: tuple[str, ...] = ()
 
 
-def parse_json(raw: bytes) -> dict[str, Any]:
-    """The JSON object.
-
-    Raises:
-        BadRequestError: not UTF-8, not JSON, or not an object.
-    """
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"the body is not valid UTF-8: {error.reason} at byte {error.start}") from error
-    try:
-        data = pydantic_core.from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise BadRequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
-    if not isinstance(data, dict):
-        raise BadRequestError(f"the body must be a JSON object, got {type(data).__name__}", code="invalid_json")
-    return data
+def known_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Names that a body of this model gives meaning to."""
+    aliases = model.aliases if issubclass(model, RequestBody) else {}
+    return frozenset({*model.model_fields, *aliases})
 
 
 def parse_body(model: type[Body], raw: bytes, unknown_fields: UnknownFields = "ignore") -> ParsedBody[Body]:
@@ -122,8 +109,9 @@ def parse_body(model: type[Body], raw: bytes, unknown_fields: UnknownFields = "i
 
     Raises:
         BadRequestError: not UTF-8, not JSON, not an object, or a field is wrong; `param` names it.
+        PayloadTooLargeError: too many objects, lists, keys or items.
     """
-    data = parse_json(raw)
+    data = parse_json(raw, known_fields(model))
     reading = _Reading(unknown_fields)
     token = _reading.set(reading)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from quant_core.slices import run
 from server.errors import BadRequestError
 from server.model.conversation import Conversation
 from server.model.conversation import Json as Message
@@ -17,7 +18,7 @@ SYSTEM: Message = {"role": "system", "content": "You are terse."}
 
 
 def chat_prompt(tokenizer: FakeTokenizer, messages: list[Message], context_len: int) -> TokenizedPrompt:
-    return conversation_prompt(tokenizer, Conversation(tuple(messages)), context_len)
+    return run(conversation_prompt(tokenizer, Conversation(tuple(messages)), context_len))
 
 
 def turn(role: str, content: str) -> Message:
