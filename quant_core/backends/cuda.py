@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.kernel_text import KernelSource
 from quant_core.backends.launch import Launcher
 
+_TYPES = {mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.float32: "float"}
 # Two blocks on each of 132 multiprocessors.
 TARGET_GROUPS = 264
 
@@ -51,14 +53,46 @@ def build(k: KernelSource) -> Launcher:
 
 
 def _build(k: KernelSource, prefix: str) -> Launcher:
-    built = mx.fast.cuda_kernel(
-        name=k.name,
-        input_names=list(k.inputs),
-        output_names=list(k.outputs),
-        source=k.source,
-        header=by_name(prefix + k.header),
-    )
-    return cast(Launcher, built)
+    header = by_name(prefix + k.header)
+
+    def make(name: str, constants: str) -> Launcher:
+        built = mx.fast.cuda_kernel(
+            name=f"{k.name}{name}",
+            input_names=list(k.inputs),
+            output_names=list(k.outputs),
+            source=constants + k.source,
+            header=header,
+        )
+        return cast(Launcher, built)
+
+    return per_template(make)
+
+
+def per_template(make: Callable[[str, str], Launcher]) -> Launcher:
+    """A launcher of the kernel that `make` builds of a name's end and a text that defines the template's values.
+
+    MLX formats a template's values at every launch, twice, once for the name and once for the text: 3 us for ten.
+    """
+    made: dict[tuple[tuple[str, Any], ...], Launcher] = {}
+
+    def launch(*, template: Sequence[tuple[str, Any]], **arguments: Any) -> list[mx.array]:
+        key = tuple(template)
+        kernel = made.get(key)
+        if kernel is None:
+            kernel = made[key] = make("".join(f"_{_word(v)}" for _, v in key), "".join(_constant(*x) for x in key))
+        return kernel(**arguments)
+
+    return launch
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool | int) else str(value).removeprefix("mlx.core.")
+
+
+def _constant(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"constexpr bool {name} = {str(value).lower()};\n"
+    return f"constexpr int {name} = {value};\n" if isinstance(value, int) else f"using {name} = {_TYPES[value]};\n"
 
 
 class CudaBackend(DeviceBackend):

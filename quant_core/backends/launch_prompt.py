@@ -34,7 +34,8 @@ def centre(
     turns = angles(codec.rotary, window, max(starts) + length - 1)
     (centred,) = kernel(
         inputs=[
-            keys, values, codec.keys.mean, codec.values.mean, *turns, _starts(starts), ints(length, window.bucket_len),
+            keys.swapaxes(1, 2), values.swapaxes(1, 2), codec.keys.mean, codec.values.mean, *turns, _starts(starts),
+            ints(length, window.bucket_len),
         ],
         template=[("T", keys.dtype), ("HEAD_DIM", dim), *rotary_template(codec.rotary)],
         grid=(_THREADS, 2 * heads, batch * -(-length // _CENTRE_TOKENS)), threadgroup=(_THREADS, 1, 1),

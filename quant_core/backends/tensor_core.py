@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quant_core.backends.cuda import by_name
+from quant_core.backends.cuda import by_name, per_template
 from quant_core.backends.kernel_text import host_numbers, read, strip_comments
 from quant_core.backends.launch import no_sink_logits
 from quant_core.codec.arrays import DecodeStep
@@ -389,14 +389,19 @@ class AttentionMma:
         if (variant, head_dim) not in self._kernels:
             if not mx.cuda.is_available():
                 raise KernelError("vq_attention_mma runs on NVIDIA GPUs only; choose another back end")
-            self._kernels[variant, head_dim] = mx.fast.cuda_kernel(
-                name=f"{variant.name}_{head_dim}",
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
-                source=variant.body,
-                header=by_name(variant.text),
-                shared_memory=_SHARED_BYTES[head_dim],
-            )
+            header = by_name(variant.text)
+
+            def make(name: str, constants: str) -> Any:
+                return mx.fast.cuda_kernel(
+                    name=f"{variant.name}{name}",
+                    input_names=list(INPUTS),
+                    output_names=list(OUTPUTS),
+                    source=constants + variant.body,
+                    header=header,
+                    shared_memory=_SHARED_BYTES[head_dim],
+                )
+
+            self._kernels[variant, head_dim] = per_template(make)
         return self._kernels[variant, head_dim]
 
     def _next_tickets(self, pairs: int) -> mx.array:

@@ -249,7 +249,9 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         spans = ChunkSpans.of(starts, lengths, window)
         vectors = vectors_in(backend.vq_centre(keys, values, starts, codec, window), codec)
         self.rings, exact = backend.vq_extend(vectors, spans, self.rings, window)
-        new = ChunkVectors(exact, backend.vq_encode(exact[0], codec.keys), backend.vq_encode(exact[1], codec.values))
+        # Cut, not indexed: MLX makes a copy of what a number picks.
+        k, v = (part.reshape(part.shape[1:]) for part in (exact[:1], exact[1:]))
+        new = ChunkVectors(exact, backend.vq_encode(k, codec.keys), backend.vq_encode(v, codec.values))
         for b, (start, end, begin) in enumerate(zip(spans.starts, spans.ends, spans.begins, strict=True)):
             first, last = start // PAGE_SIZE, end // PAGE_SIZE
             if last > first:

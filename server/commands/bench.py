@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
+from server.commands.bench_model import make_model
 from server.commands.bench_serve import serve
 from server.errors import ConfigError
 from server.measure.plots import require_matplotlib
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     group.command("prefill")(prefill)
     group.command("calibrate")(calibrate)
     group.command("serve")(serve)
+    group.command("make-model")(make_model)
     app.add_typer(group, name="bench")
 
 
