@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,3 +119,30 @@ def test_image_copies_what_the_package_needs() -> None:
     packages = re.findall(r'"(\w+)\*"', text)
     assert packages and all(f"!{package}" in ignored for package in packages)
     assert "USER vecinfer" in (DEPLOY / "Dockerfile.cuda").read_text()
+
+
+def first_answer(url: str, pid: int, **environment: str) -> str:
+    port = url.rpartition(":")[2]
+    done = subprocess.run(
+        [sys.executable, str(DEPLOY / "first_answer.py"), str(pid), "3", "--port", port, "--bits", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_first_answer_is_shown_with_its_time_and_then_how_the_cache_is_held() -> None:
+    with serving(AccessKeys(api=("secret",))) as url:
+        shown = first_answer(url, os.getpid(), VECINFER_API_KEY="secret")
+        assert first_answer(url, os.getpid()) == "", "without the key nothing is shown"
+    assert re.search(r"> What is the capital of France\?\n\[\d+ s\] The capital of France is Paris", shown)
+    assert re.search(r"\[\d+ s\] new conversations are exact; ", shown)
+
+
+def test_the_first_answer_is_not_waited_for_when_the_server_has_ended() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert first_answer("http://127.0.0.1:9", gone.pid) == ""
