@@ -106,6 +106,7 @@ class HTTPConfig(_Section):
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("localhost",)
     max_body_bytes: PositiveInt = 8_000_000
+    max_connections: PositiveInt = 1000
     keepalive_s: Annotated[float, Field(gt=0)] = 10.0
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
     reasoning_field: Literal["both", "reasoning_content", "reasoning"] = "both"

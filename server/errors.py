@@ -4,6 +4,7 @@ ServerError                (status, code, param)
 ├── BadRequestError        400 invalid_request_error
 │   └── ContextLengthError 400 context_length_exceeded
 ├── PayloadTooLargeError   413
+├── RequestTimeoutError    408
 ├── AuthenticationError    401 invalid_api_key
 ├── PermissionDeniedError  403
 ├── UnsupportedMediaTypeError 415
@@ -58,6 +59,14 @@ class PayloadTooLargeError(ServerError):
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+
+class RequestTimeoutError(ServerError):
+    """The caller took too long to say what it wants."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class AuthenticationError(ServerError):

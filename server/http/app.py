@@ -17,9 +17,11 @@ from starlette.requests import HTTPConnection
 
 from server.calibration.queue import CalibrationQueue
 from server.config import HTTPConfig, ServerConfig, user_data_dir
+from server.descriptors import raise_descriptor_limit
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key, holds_key
 from server.http.callers import LOCAL_PAGES, CallerRules
+from server.http.connection import ConnectionLimits, LimitedConfig, connections_within
 from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
@@ -189,8 +191,9 @@ def http_server(
         on_listening: called with the port once requests can come.
     """
     return HTTPServer(
-        uvicorn.Config(
+        LimitedConfig(
             app,
+            limits=ConnectionLimits(connections_within(raise_descriptor_limit(), config.http.max_connections)),
             host=config.http.host,
             port=config.http.port,
             log_config=None,

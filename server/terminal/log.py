@@ -7,6 +7,7 @@ terminal, standard error gets start-up failures and crashes only.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import sys
@@ -24,6 +25,8 @@ CHATTY = ("httpx", "httpcore", "huggingface_hub", "urllib3", "filelock", "asynci
 # Libraries with handlers of their own; ours would not see their records, or see them twice.
 JOINED = ("uvicorn", "uvicorn.error", "uvicorn.access")
 MAX_STREAM_BYTES = 1_000_000
+# Kinds of warnings that are told apart.
+MAX_KINDS = 1000
 
 
 class LocalTimeFormatter(logging.Formatter):
@@ -31,6 +34,30 @@ class LocalTimeFormatter(logging.Formatter):
 
     default_time_format = "%Y-%m-%dT%H:%M:%S%z"
     default_msec_format = None
+
+
+class OncePerSecond(logging.Filter):
+    """Lets a warning or an error through once a second, and says how many like it were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written. It is one of a kind by logger, level and unformatted message."""
+        if record.levelno < logging.WARNING:
+            return True
+        kind = (record.name, record.levelno, str(record.msg))
+        last_s, num_left_out = self._last.get(kind, (-math.inf, 0))
+        if record.created - last_s < 1.0 and record.created >= last_s:
+            self._last[kind] = (last_s, num_left_out + 1)
+            return False
+        if len(self._last) >= MAX_KINDS:
+            self._last.clear()
+        self._last[kind] = (record.created, 0)
+        if num_left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {num_left_out} more like it)", ()
+        return True
 
 
 def setup_logging(config: LogConfig, *, terminal: bool | None = None) -> None:
@@ -55,6 +82,7 @@ def setup_logging(config: LogConfig, *, terminal: bool | None = None) -> None:
         root.removeHandler(handler)
         handler.close()
     for handler in handlers:
+        handler.addFilter(OncePerSecond())
         root.addHandler(handler)
     root.setLevel(config.level.upper())
     logging.captureWarnings(True)

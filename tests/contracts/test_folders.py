@@ -17,8 +17,8 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "loopback", "version", "installation", "config", "keys", "local_servers", "terminal", "grammar",
-        "output", "model", "memory", "engine", "calibration", "doctor", "http", "serving", "launchd",
+        "errors", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers", "terminal",
+        "grammar", "output", "model", "memory", "engine", "calibration", "doctor", "http", "serving", "launchd",
         "measure", "commands", "cli",
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from server.config import LogConfig
 from server.errors import ConfigError
-from server.terminal.log import JOINED, MAX_STREAM_BYTES, setup_logging
+from server.terminal.log import JOINED, MAX_STREAM_BYTES, OncePerSecond, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,22 @@ def test_a_daemons_standard_error_gets_no_records_and_is_cut(tmp_path: Path) -> 
     assert "the end" in err.read_text() and "ordinary" not in err.read_text()
     assert err.stat().st_size < 1000
     assert "ordinary" in (tmp_path / "server.log").read_text()
+
+
+def test_a_repeating_error_is_one_line_a_second() -> None:
+    once = OncePerSecond()
+    logger = logging.Logger("of the test")
+
+    def passes(message: str, argument: int, at_s: float, level: int = logging.ERROR) -> str | None:
+        record = logger.makeRecord(logger.name, level, __file__, 1, message, (argument,), None)
+        record.created = at_s
+        return record.getMessage() if once.filter(record) else None
+
+    assert passes("no room for %d", 1, 10.0) == "no room for 1"
+    assert [passes("no room for %d", i, 10.0 + i / 1000) for i in range(900)] == [None] * 900
+    assert passes("another %d", 1, 10.5) == "another 1"
+    assert passes("no room for %d", 5, 11.1) == "no room for 5 (and 900 more like it)"
+    assert passes("no room for %d", 6, 12.2) == "no room for 6"
+    assert all(passes("all well %d", i, 10.0, logging.INFO) for i in range(5))
+    # A clock set back says nothing about the past.
+    assert passes("no room for %d", 7, 3.0) == "no room for 7"
