@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from quant_core.errors import QuantError
 from server.errors import ServerError
 
-COMMANDS = ("serve", "chat", "model", "calibrate", "status", "eval", "bench", "doctor", "plan", "service")
+COMMANDS = ("serve", "open", "chat", "model", "calibrate", "status", "eval", "bench", "doctor", "plan", "service")
 
 
 class _Group(TyperGroup):

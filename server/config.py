@@ -103,6 +103,7 @@ class HTTPConfig(_Section):
     api_key_file: Path | None = None
     admin_key_file: Path | None = None
     insecure: bool = False
+    page: bool = True
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("localhost",)
     max_body_bytes: PositiveInt = 8_000_000

@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
+from numpy.typing import NDArray
 
 from quant_core.backends.base import KernelBackend
 from quant_core.cache.packed_store import build_caches
-from quant_core.calibrate.report import EvaluationReport, TextReport
+from quant_core.calibrate.report import MAX_SPANS, EvaluationReport, TextReport
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from quant_core.errors import CodecError
@@ -96,4 +97,21 @@ def _report(codec: ModelCodec, losses: list[WindowLoss], first: int, num_layers:
         num_layers_packed=len(codec.layers),
         num_layers=num_layers,
         per_text=tuple(TextReport(w.kl_mean, w.ppl_change, w.top1, w.num_tokens) for w in by_window),
+        kl_by_position=kl_by_position([x.losses.kl for x in losses], first),
     )
+
+
+def kl_by_position(windows: Sequence[NDArray[np.floating[Any]]], first: int) -> tuple[tuple[int, float], ...]:
+    """(first position, mean KL over all windows) of spans of whole pages, from position `first` on.
+
+    Args:
+        windows: `[T]` per window, nats.
+    """
+    longest = max(len(kl) for kl in windows)
+    span = PAGE_SIZE * max(1, -(-(longest - first) // (PAGE_SIZE * MAX_SPANS)))
+    found = []
+    for start in range(first, longest, span):
+        values = np.concatenate([np.asarray(kl[start : start + span]) for kl in windows])
+        if len(values):
+            found.append((start, float(values.mean())))
+    return tuple(found)

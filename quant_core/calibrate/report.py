@@ -19,6 +19,9 @@ class TextReport:
     num_tokens: int
 
 
+MAX_SPANS = 64
+
+
 @dataclass(frozen=True)
 class EvaluationReport:
     """The packed cache against the exact one on held-out text, over the positions that read at least one code.
@@ -33,6 +36,7 @@ class EvaluationReport:
         num_layers_packed, num_layers: of the model.
         transforms: how many layers' keys and values got which transform.
         per_text: one entry per window.
+        kl_by_position: (first position, mean KL) of consecutive spans of equal length, at most MAX_SPANS.
     """
 
     kl_mean: float
@@ -46,6 +50,7 @@ class EvaluationReport:
     num_layers: int = 0
     transforms: dict[str, int] = field(default_factory=dict)
     per_text: tuple[TextReport, ...] = ()
+    kl_by_position: tuple[tuple[int, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from server.memory.chips import Chip
-
-MEMORY_GB = (16, 24, 32, 64)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,65 +36,21 @@ def plan(
 
     Example: vecinfer plan --model llama-3.1-8b --context 32768 --chip m4-pro
     """
-    from quant_core.codec.spec import WindowSpec
-    from server.memory import estimate as planning
+    from server.memory.plan import plan_report
 
-    shape, gpu = planning.model_shape(model, weight_bits), _chip(chip)
-    packed = planning.packed_plan(shape, key_bits or bits, value_bits or bits, WindowSpec())
-    caches = [_cache_report(shape, cache, gpu, context, batch) for cache in (planning.fp16_plan(shape), packed)]
-    report = {
-        "estimate": True,
-        "model": shape.name,
-        "weight_bytes": shape.weight_bytes,
-        "packed_layers": shape.full_layers,
-        "layers": shape.full_layers + shape.sliding_layers,
-        "chip": gpu.name,
-        "context_len": context,
-        "batch": batch,
-        "caches": caches,
-    }
+    report = plan_report(
+        model,
+        context,
+        key_bits=key_bits or bits,
+        value_bits=value_bits or bits,
+        chip=chip,
+        batch=batch,
+        weight_bits=weight_bits,
+    )
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _show(report, Console(highlight=False))
-
-
-def _chip(name: str | None) -> Chip:
-    """The named chip, this machine's, or the M4 Pro.
-
-    Raises:
-        ConfigError: a chip that is not in the table.
-    """
-    from server.errors import ConfigError
-    from server.memory.chips import CHIPS
-
-    if name is None:
-        import mlx.core as mx
-
-        # "Apple M4 Pro" is m4-pro here.
-        name = str(mx.device_info().get("device_name", "")).lower().removeprefix("apple ").replace(" ", "-")
-        return CHIPS.get(name, CHIPS["m4-pro"])
-    if name.lower() not in CHIPS:
-        raise ConfigError(f"chip {name!r} is unknown; allowed: {', '.join(CHIPS)}")
-    return CHIPS[name.lower()]
-
-
-def _cache_report(shape: Any, cache: Any, chip: Chip, context: int, batch: int) -> dict[str, Any]:
-    from server.memory.estimate import decode_estimate, kv_budget_bytes, num_conversations
-
-    step = decode_estimate(shape, cache, chip, context, batch)
-    return {
-        "cache": cache.name,
-        "token_bytes": round(cache.token_bytes, 1),
-        "row_bytes": cache.row_bytes,
-        "conversation_bytes": round(cache.bytes_at(context)),
-        "tokens_per_s": None if step.tokens_per_s is None else round(step.tokens_per_s, 1),
-        "attention_ms": round(step.attention_s * 1e3, 3),
-        "attention_limit": step.limit,
-        "conversations": {
-            str(gb): num_conversations(cache, kv_budget_bytes(shape, gb * 2**30), context) for gb in MEMORY_GB
-        },
-    }
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
@@ -132,5 +83,5 @@ def _rows(caches: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         row("attention, estimated", lambda c: f"{c['attention_ms']:,.1f} ms a step ({c['attention_limit']})"),
         row("decode, estimated", lambda c: f"{c['tokens_per_s']:,} tokens/s" if c["tokens_per_s"] else "not known"),
     ]
-    rows += [row(f"conversations in {gb} GB", lambda c, gb=gb: f"{c['conversations'][str(gb)]:,}") for gb in MEMORY_GB]
-    return rows
+    sizes = caches[0]["conversations"]
+    return rows + [row(f"conversations in {gb} GB", lambda c, gb=gb: f"{c['conversations'][gb]:,}") for gb in sizes]

@@ -115,6 +115,20 @@ class VerdictBook:
             scratch.unlink(missing_ok=True)
 
 
+def known_verdicts(path: Path) -> list[Verdict]:
+    """All completed self-tests in a verdicts.json, the latest first; empty where the file cannot be read."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    found = [_verdict(e["verdict"]) for e in _entries(entries) if isinstance(e.get("verdict"), dict)]
+    return sorted((v for v in found if v is not None), key=lambda v: v.tested_at, reverse=True)
+
+
+def _entries(content: Any) -> list[Mapping[str, Any]]:
+    return [e for e in content.values() if isinstance(e, dict)] if isinstance(content, dict) else []
+
+
 def _verdict(entry: Mapping[str, Any]) -> Verdict | None:
     try:
         kernels = tuple(KernelVerdict(**k) for k in entry["kernels"])

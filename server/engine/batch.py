@@ -103,6 +103,20 @@ class Batch:
         g = self._generator
         return [b.prompt_cache for b in (g._generation_batch, g._prompt_batch) if b.prompt_cache]
 
+    def pages_held(self) -> dict[str, int]:
+        """Pages of each request's rows, by its id; empty where caches have none."""
+        found: dict[str, int] = {}
+        g = self._generator
+        for batch in (g._generation_batch, g._prompt_batch):
+            packed = next((cache for cache in batch.prompt_cache or () if hasattr(cache, "rows")), None)
+            if packed is None:
+                continue
+            for uid, row in zip(batch.uids, packed.rows, strict=False):
+                if uid in self.rows:
+                    request_id = self.rows[uid].running.request.request_id
+                    found[request_id] = found.get(request_id, 0) + len(row.pages)
+        return found
+
     def running(self) -> list[RunningRequest]:
         """The requests that have rows."""
         return list({id(row.running): row.running for row in self.rows.values()}.values())

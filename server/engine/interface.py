@@ -56,6 +56,7 @@ class KVStatus:
         budget_bytes: the one byte budget.
         tokens_held: tokens of running conversations.
         fp16_bytes: what a float16 cache would hold for those tokens.
+        pages_by_request: pages of each running request's rows; one that several share counts with each.
     """
 
     method: str
@@ -68,6 +69,7 @@ class KVStatus:
     tokens_held: int
     fp16_bytes: int
     layers: tuple[LayerStatus, ...] = ()
+    pages_by_request: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ class EngineStatus(EngineState):
     num_packed: int = 0
     num_waiting: int = 0
     last_token_age_s: float | None = None
+    weight_bytes: int = 0
     active_artifact: str | None = None
     live_artifacts: tuple[str, ...] = ()
     backend: str = ""

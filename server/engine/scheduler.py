@@ -24,6 +24,7 @@ from server.engine.rows import RunningRequest, ServedModel
 from server.engine.step_input import StepInput
 from server.errors import ConflictError
 from server.grammar.compile import GrammarCompiler
+from server.memory.budget import model_bytes
 from server.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Scheduler:
         on_end: Callable[[Ticket], None],
     ) -> None:
         self.loaded = loaded
+        self.weight_bytes = model_bytes(loaded.model)
         self.batches: list[Batch] = []
         self.active: Batch | None = None
         self.prefixes = PrefixCache()

@@ -51,6 +51,7 @@ def measure_kv(batches: Sequence[Batch], active: Batch) -> KVStatus:
         tokens_held=sum(tokens),
         fp16_bytes=int(sum(n * u.fp16_token_bytes for n, u in zip(tokens, usages, strict=True))),
         layers=layer_statuses(active),
+        pages_by_request={name: n for batch in batches for name, n in batch.pages_held().items()},
     )
 
 
@@ -81,6 +82,7 @@ class StatusBuilder:
             model_id=scheduler.loaded.model_id,
             context_len=scheduler.loaded.context_len,
             num_running=scheduler.num_running,
+            weight_bytes=scheduler.weight_bytes,
             num_packed=scheduler.num_packed,
             active_artifact=active.store.artifact_id if active is not None else None,
             live_artifacts=tuple(a for a in (batch.store.artifact_id for batch in batches) if a),

@@ -188,9 +188,21 @@ class AnswerState:
         self.prompt_logprobs[prompt_index] = event
 
     @property
+    def num_read(self) -> int:
+        """Prompt tokens read so far, those that came from a snapshot included."""
+        return sum(done for done, _ in self._read)
+
+    @property
+    def phase(self) -> Literal["waiting", "reading", "answering"]:
+        """Whether it waits for room, reads its prompt, or generates."""
+        if any(choice.num_tokens for choice in self.choices):
+            return "answering"
+        return "reading" if any(total for _, total in self._read) else "waiting"
+
+    @property
     def reading(self) -> str:
         """For keep-alive comments: prompt tokens read, of all."""
-        return f"{sum(done for done, _ in self._read)}/{sum(total for _, total in self._read)}"
+        return f"{self.num_read}/{sum(total for _, total in self._read)}"
 
     @property
     def usage(self) -> Usage:

@@ -23,6 +23,7 @@ from server.engine.request import (
     TokenEvent,
 )
 from server.errors import INTERNAL_ERROR, BadRequestError, NotReadyError, QueueFullError, ServerError
+from server.http.activity import ActiveRequest
 from server.http.answer_state import AnswerState, ChoiceState, NewOutput
 from server.http.context import AppContext
 from server.http.event_stream import RequestGroup, Tagged, Tick
@@ -90,7 +91,9 @@ async def respond(
     except ServerError:
         timing.end("rejected")
         raise
-    under_way = Answering(group, AnswerState(requests), form, timing, context.config.http.keepalive_s)
+    answer = AnswerState(requests)
+    context.activity.begin(ActiveRequest(request.url.path, requests, answer, timing), timing)
+    under_way = Answering(group, answer, form, timing, context.config.http.keepalive_s)
     if not stream:
         return await _whole(request, under_way)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import socket
 from typing import Literal
 
@@ -26,6 +26,10 @@ from server.http.context import AppContext
 from server.http.error_handlers import add_error_handlers
 from server.http.metrics import Metrics
 from server.http.openapi import describe
+from server.http.page import routes as page
+from server.http.page.live import History, LiveFeed
+from server.http.page.sessions import PageSessions
+from server.http.page.warning_log import WarningLog
 from server.http.response_store import STORE_FILE, ResponseStore
 from server.http.routes import (
     admin,
@@ -72,6 +76,8 @@ ROUTES = (
     RouteGroup(tokens.router, "api", (TokenizeBody, DetokenizeBody)),
     RouteGroup(models.router, "api"),
     RouteGroup(admin.router, "admin", (CalibrationBody,)),
+    RouteGroup(page.router, "admin"),
+    RouteGroup(page.files, "none"),
     RouteGroup(home.router, "none"),
     RouteGroup(health.router, "none"),
     RouteGroup(metrics.router, "none"),
@@ -104,13 +110,24 @@ def create_app(
         response_store=_response_store(config),
     )
 
+    if config.http.page:
+        context = _with_page(context)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if calibration is not None:
             calibration.start()
+        if context.live is not None:
+            context.live.start()
+        if context.warnings is not None:
+            logging.getLogger().addHandler(context.warnings)
         try:
             yield
         finally:
+            if context.live is not None:
+                context.live.close()
+            if context.warnings is not None:
+                logging.getLogger().removeHandler(context.warnings)
             if calibration is not None:
                 await calibration.stop()
             context.prompts.close()
@@ -121,11 +138,17 @@ def create_app(
     app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
     app.state.context = context
     add_error_handlers(app, context.metrics)
-    _add_routes(app, access, CallerRules.of(config.http))
+    _add_routes(app, context, CallerRules.of(config.http))
     describe(app, [body for group in ROUTES for body in group.bodies])
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
     return app
+
+
+def _with_page(context: AppContext) -> AppContext:
+    """The same with what the page needs."""
+    live = LiveFeed(lambda: page.live_report(context), History(context.engine.status))
+    return replace(context, sessions=PageSessions(context.config.http.port), live=live, warnings=WarningLog())
 
 
 def _response_store(config: ServerConfig) -> ResponseStore | None:
@@ -135,17 +158,26 @@ def _response_store(config: ServerConfig) -> ResponseStore | None:
     return ResponseStore(user_data_dir(config) / STORE_FILE, http.max_stored_responses, http.max_stored_bytes)
 
 
-def _add_routes(app: FastAPI, keys: AccessKeys, rules: CallerRules) -> None:
+def _add_routes(app: FastAPI, context: AppContext, rules: CallerRules) -> None:
+    keys, sessions = context.keys, context.sessions
+
+    def has_session(connection: HTTPConnection) -> bool:
+        return sessions is not None and sessions.of(connection) is not None
+
     async def any_key(connection: HTTPConnection) -> None:
         if not holds_key(connection, keys):
             rules.check(connection)
 
     async def api_key(connection: HTTPConnection) -> None:
-        check_api_key(connection, keys)
+        if not has_session(connection):
+            check_api_key(connection, keys)
         await any_key(connection)
 
     async def admin_key(connection: HTTPConnection) -> None:
-        check_admin(connection, keys)
+        if has_session(connection):
+            rules.check(connection)
+        else:
+            check_admin(connection, keys)
 
     checks = {"api": [Depends(api_key)], "admin": [Depends(admin_key)], "none": [Depends(any_key)]}
     for group in ROUTES:
@@ -169,9 +201,16 @@ def _add_cors(app: FastAPI, config: HTTPConfig) -> None:
 class HTTPServer(uvicorn.Server):
     """uvicorn's server, which also says on which port it listens."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[int], None], live: LiveFeed | None) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._live = live
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """End the streams of open pages, which would never end, then everything else."""
+        if self._live is not None:
+            self._live.close()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Listen, then tell the port."""
@@ -204,4 +243,5 @@ def http_server(
             timeout_graceful_shutdown=int(config.engine.drain_timeout_s),
         ),
         on_listening,
+        app.state.context.live,
     )

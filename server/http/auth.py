@@ -49,6 +49,11 @@ def check_admin(connection: HTTPConnection, keys: AccessKeys) -> None:
     _check_key(connection, keys.admin, f"admin key ({WHERE_IT_IS})")
 
 
+def fits_admin(given: str, keys: AccessKeys) -> bool:
+    """Whether a typed key is an admin key."""
+    return _fits_any(given.strip().encode("utf-8", "replace"), keys.admin)
+
+
 def _check_key(connection: HTTPConnection, keys: tuple[str, ...], what: str) -> None:
     given = given_key(connection)
     if given is None:

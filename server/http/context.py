@@ -13,7 +13,11 @@ from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.engine.interface import Engine
 from server.errors import NotFoundError, NotReadyError
+from server.http.activity import Activity
 from server.http.metrics import Metrics
+from server.http.page.live import LiveFeed
+from server.http.page.sessions import PageSessions
+from server.http.page.warning_log import WarningLog
 from server.http.response_store import ResponseStore, RunningResponse
 from server.keys import AccessKeys
 from server.model.fair_thread import FairThread
@@ -30,6 +34,8 @@ class AppContext:
         bodies: where large bodies are read.
         calibration: None when the server keeps no artifacts (fp16).
         response_store: None when responses are not kept.
+        activity: requests of now and of a while ago.
+        sessions, live, warnings: of the page; None without it (`http.page`).
         running_responses: by id; each is there as long as its answer is being written.
     """
 
@@ -41,6 +47,10 @@ class AppContext:
     bodies: FairThread = field(default_factory=lambda: FairThread("bodies"))
     calibration: CalibrationQueue | None = None
     response_store: ResponseStore | None = None
+    activity: Activity = field(default_factory=Activity)
+    sessions: PageSessions | None = None
+    live: LiveFeed | None = None
+    warnings: WarningLog | None = None
     running_responses: WeakValueDictionary[str, RunningResponse] = field(default_factory=WeakValueDictionary)
     started_at: float = field(default_factory=time.time)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -56,7 +56,12 @@ class Metrics:
 
 
 class Timing:
-    """One HTTP request's part in the metrics."""
+    """One HTTP request's part in the metrics.
+
+    Attributes:
+        first_token_s, last_token_s: seconds from the request's arrival; None before a token.
+        on_end: called once, with how the request ended.
+    """
 
     def __init__(self, metrics: Metrics, route: str) -> None:
         self._metrics = metrics
@@ -64,12 +69,17 @@ class Timing:
         self._start = time.monotonic()
         self._last_token: dict[int, float] = {}
         self._ended = False
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
+        self.on_end: Callable[[Outcome], None] | None = None
 
     def token(self, choice: int, num_tokens: int) -> None:
         """`num_tokens` of a choice arrived together."""
         now = time.monotonic()
-        if not self._last_token:
-            self._metrics.first_token_s.observe(now - self._start)
+        self.last_token_s = now - self._start
+        if self.first_token_s is None:
+            self.first_token_s = self.last_token_s
+            self._metrics.first_token_s.observe(self.first_token_s)
         elif choice in self._last_token:
             self._metrics.gap_s.observe(now - self._last_token[choice])
         self._last_token[choice] = now
@@ -87,6 +97,8 @@ class Timing:
             return
         self._ended = True
         self._metrics.requests.labels(self._route, outcome).inc()
+        if self.on_end is not None:
+            self.on_end(outcome)
         if outcome != "rejected":
             self._metrics.request_s.observe(time.monotonic() - self._start)
 

@@ -78,6 +78,8 @@ def banner(config: ServerConfig, started: StartedModel, keys: AccessKeys) -> lis
         return [*lines, f"not ready: {loaded.detail}"]
     body = f'{{"model":"{loaded.model_id}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
     key = ' -H "Authorization: Bearer $KEY"' if keys.api else ""
+    if config.http.page:
+        lines.append(f"page: {url}/ (vecinfer open logs in)")
     if keys.admin_file is not None:
         lines.append(f"key of the admin routes: {keys.admin_file}")
     return [*lines, f"try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"]

@@ -1,10 +1,12 @@
-"""GET /: what this is, and where to go on. Some clients ask for it to see whether a server is there."""
+"""GET /: the page for a browser, else what this is. Some clients ask for it to see whether a server is there."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from server.http.context import app_context
+from server.http.page.files import page_file
 from server.version import package_version
 
 router = APIRouter()
@@ -14,9 +16,14 @@ LINKS = {"models": "/v1/models", "ready": "/readyz", "docs": "/docs", "openapi":
 
 @router.get("/")
 async def home(request: Request) -> Response:
-    """Name, version and links; JSON for those who ask for it, else plain text."""
+    """The page for those who ask for HTML; else name, version and links, as JSON if asked for, or plain text."""
     own_version = package_version()
-    if "application/json" in request.headers.get("accept", ""):
+    accepted = request.headers.get("accept", "")
+    if "text/html" in accepted and app_context(request).sessions is not None:
+        page = await page_file("index.html")
+        page.headers["Vary"] = "Accept"
+        return page
+    if "application/json" in accepted:
         return JSONResponse({"name": "vecinfer", "version": own_version, "links": LINKS})
     lines = [f"vecinfer {own_version}", "", *(f"{name}: {path}" for name, path in LINKS.items())]
     return PlainTextResponse("\n".join(lines) + "\n")
