@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from quant_core.calibrate.options import Allocation, CalibrationOptions, PresetName, TransformName
 from quant_core.codec.spec import WindowSpec
@@ -93,6 +93,10 @@ class CalibrationConfig(_Section):
     seed: int = _OPTIONS.seed
     max_kl: Annotated[float, Field(gt=0)] = _OPTIONS.max_kl
     text: Path | None = None
+    refine: Annotated[Literal["idle", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "idle"
+    refine_after_s: Annotated[float, Field(ge=0)] = 60.0
+    refine_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    refine_minutes: Annotated[float, Field(gt=0)] = 30.0
 
 
 class HTTPConfig(_Section):

@@ -53,9 +53,10 @@ class JobOptions(CalibrationOptions):
 
     def info(self) -> dict[str, Any]:
         """What the manifest is to say besides."""
-        if self.asked_bits is None:
-            return {}
-        return {"asked": {"key_bits": self.asked_bits[0], "value_bits": self.asked_bits[1]}}
+        found: dict[str, Any] = {"builtin_text": self.builtin and not self.texts}
+        if self.asked_bits is not None:
+            found["asked"] = {"key_bits": self.asked_bits[0], "value_bits": self.asked_bits[1]}
+        return found
 
     def to_wire(self) -> dict[str, Any]:
         """The options without the texts, which may be megabytes."""

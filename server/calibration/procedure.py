@@ -31,10 +31,10 @@ def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slice
         CodecError: too little text, unusable samples, or the gate refused the codec.
     """
     share = BUILTIN_SHARE if options.builtin else 0.0
-    windows = yield from _scaled(_windows(model, tokenizer, options), 0.0, share)
+    windows = yield from scaled(written_windows(model, tokenizer, options), 0.0, share)
     fit, held_out = split_windows(windows)
     slices = calibrate(model, fit, held_out, options)
-    return (yield from _scaled(slices, share, 1.0))
+    return (yield from scaled(slices, share, 1.0))
 
 
 def split_windows(windows: Windows) -> tuple[Windows, Windows]:
@@ -53,7 +53,8 @@ def split_windows(windows: Windows) -> tuple[Windows, Windows]:
     return (fit if len(windows) >= HELD_OUT_EVERY else windows[:-1]), held_out
 
 
-def _windows(model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progress, None, Windows]:
+def written_windows(model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progress, None, Windows]:
+    """Windows of token ids: of the given texts, and written by the model where the options say so."""
     sizes = sizes_of(options)
     windows: Windows = []
     if options.texts:
@@ -64,6 +65,6 @@ def _windows(model: Any, tokenizer: Any, options: JobOptions) -> Generator[Progr
     return windows
 
 
-def _scaled(slices: Generator[Progress, None, T], start: float, end: float) -> Generator[Progress, None, T]:
+def scaled(slices: Generator[Progress, None, T], start: float, end: float) -> Generator[Progress, None, T]:
     """The same slices, their fractions moved into [start, end]."""
     return mapped(slices, lambda p: dataclasses.replace(p, fraction=start + p.fraction * (end - start)))

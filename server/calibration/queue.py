@@ -16,6 +16,7 @@ from server.calibration.artifacts import RETRY_AFTER_S, CalibrationTarget, Serve
 from server.calibration.job import Job
 from server.calibration.options import JobOptions
 from server.calibration.packing import PACKED, FirstCodec, PackingStatus, PackingTracker
+from server.calibration.refiner import RefinementStatus, Refiner
 from server.calibration.runs import remedy
 from server.engine.interface import Engine
 from server.errors import ConflictError, NotFoundError, QueueFullError, ServerError
@@ -47,10 +48,16 @@ class CalibrationQueue:
 
     Args:
         target: done when the model is loaded, on whatever thread; jobs are accepted from then on.
+        refiner: works while the server is idle; None: nobody does.
     """
 
     def __init__(
-        self, engine: Engine, artifacts: ArtifactStore, procedure: Procedure, target: Future[CalibrationTarget]
+        self,
+        engine: Engine,
+        artifacts: ArtifactStore,
+        procedure: Procedure,
+        target: Future[CalibrationTarget],
+        refiner: Refiner | None = None,
     ) -> None:
         self._engine = engine
         self._packing = PackingTracker()
@@ -62,6 +69,8 @@ class CalibrationQueue:
         self._queue: asyncio.Queue[Job] = asyncio.Queue(MAX_QUEUED_JOBS)
         self._running: tuple[Job, Future[StoredArtifact]] | None = None
         self._worker: asyncio.Task[None] | None = None
+        self._refiner = refiner
+        self._refining: asyncio.Task[None] | None = None
         # What the disk did not take; only a first codec is served from memory.
         self._unstored: ModelCodec | None = None
 
@@ -70,6 +79,11 @@ class CalibrationQueue:
         """How new conversations are held, and how far a change of that is."""
         kv = self._engine.status().kv
         return PACKED if kv is not None and kv.method == "vecinfer" else self._packing.status
+
+    @property
+    def refinement(self) -> RefinementStatus | None:
+        """How far the search for a better codec is; None: it is off."""
+        return None if self._refiner is None else self._refiner.status
 
     def start(self) -> None:
         """Begin working, on the running event loop."""
@@ -80,6 +94,9 @@ class CalibrationQueue:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
+        if self._refining is not None:
+            self._refining.cancel()
+            await asyncio.wait([self._refining])
         while not self._queue.empty():
             self._queue.get_nowait().cancel()
 
@@ -146,6 +163,8 @@ class CalibrationQueue:
             await self._pack(target.first)
         elif target.exact_reason:
             self._packing.note(PackingStatus("exact", target.exact_reason))
+        if self._refiner is not None:
+            self._refining = asyncio.create_task(self._refiner.run(self.artifacts), name="refinement")
         while True:
             job = await self._queue.get()
             if not job.is_over:

@@ -56,6 +56,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("requests", f"{requests['running']} running, {requests['waiting']} waiting"),
         ("back end", report["backend"]),
         ("packing", _packing(report["packing"])),
+        *([("refinement", _refinement(report["refinement"]))] if report.get("refinement") else []),
         ("artifact", report["active_artifact"] or "none"),
         ("layers", f"{layers['packed']} of {layers['total']} packed{_others(layers['all'])}"),
     ]
@@ -82,6 +83,14 @@ def _packing(packing: dict[str, Any]) -> str:
     shares = [(running, "running conversations packed"), (since, "since the start")]
     told = [f"{part['packed']} of {sum(part.values())} {words}" for part, words in shares if sum(part.values())]
     return "; ".join(filter(None, (what, ", ".join(told))))
+
+
+def _refinement(found: dict[str, Any]) -> str:
+    """ "working 12% (reading ...), 310 s of work; KL .015, .058 before"."""
+    what = " ".join(filter(None, (found["state"], _percent(found["progress"]))))
+    told = [f"{what} ({found['detail']})" if found["detail"] else what, f"{found['spent_s']:,.0f} s of work"]
+    gain = f"; KL {found['kl_after']:.4f}, {found['kl_before']:.4f} before" if found["kl_after"] is not None else ""
+    return ", ".join(told) + gain
 
 
 def _memory(kv: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
+from server.engine.background import IdleOnly
 from server.engine.prefix_cache import PrefixStats
 from server.engine.request import EngineEvent, GenerationRequest
 from server.grammar.compile import GrammarCompiler
@@ -145,9 +146,10 @@ class Engine(Protocol):
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run a short function on the MLX thread, between two steps."""
 
-    def run_job(self, slices: Generator[Any, None, T]) -> Future[T]:
+    def run_job(self, slices: Generator[Any, None, T], idle: IdleOnly | None = None) -> Future[T]:
         """Advance a generator on the MLX thread, one slice between decode steps, until it returns.
 
+        With `idle` it runs only while no request and no other job does.
         Cancelling the future closes the generator (GeneratorExit at its current `yield`).
         """
 

@@ -17,7 +17,7 @@ from quant_core.cache.store import KVStore
 from quant_core.errors import QuantError
 from server.config import ServerConfig
 from server.engine.admission import Ticket, WaitingQueue, check_request
-from server.engine.background import JobRunner
+from server.engine.background import IdleOnly, JobRunner
 from server.engine.counters import Counters
 from server.engine.events import AsyncEvents, BlockingEvents, EventSink
 from server.engine.interface import EngineState, EngineStatus
@@ -145,10 +145,10 @@ class EngineLoop:
             future.set_exception(NotReadyError("the engine has stopped"))
         return future
 
-    def run_job(self, slices: Generator[Any, None, T]) -> Future[T]:
+    def run_job(self, slices: Generator[Any, None, T], idle: IdleOnly | None = None) -> Future[T]:
         """Advance a generator on the MLX thread, one slice between decode steps; see `Engine.run_job`."""
         future: Future[T] = self._life.new_future()
-        if not self._post(lambda: self._jobs.add(slices, future)):
+        if not self._post(lambda: self._jobs.add(slices, future, idle)):
             future.set_exception(NotReadyError("the engine has stopped"))
         # A cancelled job is closed at the next turn, also by an engine that sleeps.
         future.add_done_callback(lambda _: self._post(lambda: None))
@@ -245,10 +245,12 @@ class EngineLoop:
     def _run_commands(self) -> None:
         """Run what was posted; with nothing to do, sleep until something is."""
         has_rows = self._scheduler is not None and self._scheduler.num_rows > 0
-        if not has_rows and not self._jobs and self._commands.empty():
-            mx.clear_cache()
+        next_slice_s = self._jobs.wait_s()
+        if not has_rows and next_slice_s != 0.0 and self._commands.empty():
+            if next_slice_s is None or next_slice_s > POLL_S:
+                mx.clear_cache()
             # Requests may wait with no row running only while draining or for their timeout.
-            timeout = POLL_S if len(self._waiting) or self._life.is_draining else None
+            timeout = POLL_S if len(self._waiting) or self._life.is_draining else next_slice_s
             try:
                 self._commands.get(timeout=timeout)()
             except queue.Empty:

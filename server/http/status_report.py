@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -31,6 +32,7 @@ def status_report(context: AppContext) -> dict[str, Any]:
         "backend": status.backend,
         "packing": _packing(context, status),
         "codec": _codec(context, status),
+        "refinement": _refinement(context),
         "active_artifact": status.active_artifact,
         "live_artifacts": list(status.live_artifacts),
         "requests": {
@@ -65,6 +67,12 @@ def _packing(context: AppContext, status: EngineStatus) -> dict[str, Any]:
         "running": {"packed": status.num_packed, "exact": status.num_running - status.num_packed},
         "since_start": {kind: int(counters.get(f"{kind}_requests", 0)) for kind in ("packed", "exact")},
     }
+
+
+def _refinement(context: AppContext) -> dict[str, Any] | None:
+    """How far the search for a better codec is; None: it is off."""
+    status = None if context.calibration is None else context.calibration.refinement
+    return None if status is None else asdict(status)
 
 
 def _codec(context: AppContext, status: EngineStatus) -> dict[str, Any]:

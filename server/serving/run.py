@@ -16,6 +16,7 @@ from quant_core.slices import Progress, mapped
 from server.calibration.artifacts import CalibrationTarget
 from server.calibration.procedure import calibration_slices
 from server.calibration.queue import CalibrationQueue
+from server.calibration.refiner import Refiner
 from server.config import LogConfig, ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
@@ -65,7 +66,10 @@ def assemble(config: ServerConfig, keys: AccessKeys, console: Console) -> tuple[
 
     engine = EngineLoop(config, startup)
     packed = config.kv_cache.method == "vecinfer"
-    calibration = CalibrationQueue(engine, artifacts, calibration_slices, target) if packed else None
+    # A codec that was fitted on the user's own text is not measured on the built-in one.
+    refines = config.calibration.refine == "idle" and config.calibration.text is None
+    refiner = Refiner(engine, artifacts, config) if refines else None
+    calibration = CalibrationQueue(engine, artifacts, calibration_slices, target, refiner) if packed else None
     return engine, create_app(config, engine, keys=keys, calibration=calibration)
 
 

@@ -179,7 +179,7 @@ class FakeEngine:
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         return self._thread.submit(function)
 
-    def run_job(self, slices: Generator[Any, None, Any]) -> Future[Any]:
+    def run_job(self, slices: Generator[Any, None, Any], idle: Any = None) -> Future[Any]:
         future: Future[Any] = Future()
         self._thread.submit(self._advance, slices, future)
         return future

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.engine.admission import Limits, Ticket, WaitingQueue, check_request
-from server.engine.background import JobRunner
+from server.engine.background import IdleOnly, JobRunner
 from server.engine.events import BlockingEvents
 from server.engine.request import AbortEvent, SamplingParams
 from server.engine.step_input import StepInputSource
@@ -165,3 +165,46 @@ def test_a_failing_job_fails_its_future_only() -> None:
     while jobs.advance(inputs.read(), idle=True):
         pass
     assert isinstance(future.exception(0), ValueError) and after.result(0) == "done"
+
+
+def turn(clock: FakeTime, inputs: StepInputSource, jobs: JobRunner, *, chat_s: float = 0.0) -> bool:
+    """One step of an engine that chats so long, or is idle; whether a slice ran."""
+    given = inputs.read()
+    if chat_s:
+        clock.now += chat_s
+        inputs.generated(given)
+    return jobs.advance(given, idle=not chat_s)
+
+
+def test_idle_work_waits_for_quiet_and_leaves_pauses() -> None:
+    clock, future = FakeTime(), Future[str]()
+    inputs, jobs = runner(clock)
+    jobs.add(slices(clock, 0.1, 50), future, IdleOnly(after_s=2.0, share=0.25))
+    assert [turn(clock, inputs, jobs, chat_s=0.5) for _ in range(20)] == [False] * 20, "never beside chats"
+    wait_s = jobs.wait_s()
+    assert wait_s is not None and wait_s == pytest.approx(2.0, abs=0.51)
+    assert not turn(clock, inputs, jobs)
+    clock.now += 2.0
+    assert turn(clock, inputs, jobs)
+    begin, num_slices = clock.now, 0
+    while num_slices < 20:
+        num_slices += turn(clock, inputs, jobs)
+        clock.now += 0.01
+    assert 20 * 0.1 / (clock.now - begin) == pytest.approx(0.25, abs=0.03)
+    assert not turn(clock, inputs, jobs, chat_s=0.01) and not turn(clock, inputs, jobs), "a chat stops it at once"
+
+
+def test_other_jobs_go_before_idle_work() -> None:
+    clock, idle, other = FakeTime(), Future[str](), Future[str]()
+    inputs, jobs = runner(clock)
+    assert jobs.wait_s() is None
+    jobs.add(slices(clock, 0.1, 3), idle, IdleOnly(after_s=0.0, share=1.0))
+    assert turn(clock, inputs, jobs)
+    jobs.add(slices(clock, 0.1, 3), other)
+    assert jobs.wait_s() == 0.0
+    while not other.done():
+        assert turn(clock, inputs, jobs)
+    assert not idle.done()
+    while not idle.done():
+        assert turn(clock, inputs, jobs)
+    assert jobs.wait_s() is None
