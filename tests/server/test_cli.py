@@ -208,3 +208,24 @@ def test_status_shows_what_is_measured(url: str, monkeypatch: pytest.MonkeyPatch
     for text in ("ready", "fake/model", "1 of 2 packed", "1 RotatingKVCache", "8.0 times smaller", "3 used"):
         assert text in result.stdout
     assert '"fp16_bytes": 12000' in _run("status", "--json", "--url", url).stdout
+
+
+def test_open_gives_a_link_that_logs_in_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_link(link: str) -> bool:
+        opened.append(link)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_link)
+    monkeypatch.setenv("VECINFER_ADMIN_KEY", ADMIN_KEY)
+    assert _run("open", "--url", f"{url}/v1").output == ""
+    printed = _run("open", "--url", url, "--print").stdout.strip()
+    assert [link.partition("/#link=")[0] for link in (*opened, printed)] == [url, url]
+    assert opened != [printed] and ADMIN_KEY not in printed
+
+
+def test_a_machine_without_a_browser_is_given_the_link(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda link: False)
+    monkeypatch.setenv("VECINFER_ADMIN_KEY", ADMIN_KEY)
+    assert "/#link=" in _run("open", "--url", url).stdout

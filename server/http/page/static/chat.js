@@ -1,7 +1,7 @@
 // A chat over /v1/chat/completions: streamed, stopped, asked again. It lives in this tab only.
 import { events, send } from "./api.js";
 import { el, field, number, show } from "./dom.js";
-import { calm, complain } from "./main.js";
+import { calm, complain } from "./notice.js";
 import { markdown } from "./markdown.js";
 
 const state = { messages: [], system: "", temperature: "", top_p: "", max_tokens: "", stopping: null };

@@ -1,7 +1,7 @@
 // Codecs: fit one, watch it, read its report, use, compare, delete.
 import { request } from "./api.js";
 import { bytes, clock, duration, el, field, number, percent, show, table } from "./dom.js";
-import { calm, complain, follow } from "./main.js";
+import { calm, complain, follow } from "./notice.js";
 import { plot } from "./plot.js";
 
 export async function open(main, signal) {
@@ -51,8 +51,19 @@ function watch(view, id) {
   follow(`/admin/calibrations/${encodeURIComponent(id)}/events`, view.signal, (event, job) => {
     const shown = view.jobs.querySelector(`[data-job="${CSS.escape(id)}"]`);
     shown?.replaceWith(jobRow(view, job));
-    if (job.ended_at) { view.following.delete(id); refresh(view).catch(complain); }
+    if (job.ended_at) { view.following.delete(id); settle(view, id).catch(complain); }
   });
+}
+
+// A stored codec is taken into use after its job's last event.
+async function settle(view, id) {
+  for (let tries = 0; tries < 60 && !view.signal.aborted; tries += 1) {
+    await refresh(view);
+    const job = await request("GET", `/admin/calibrations/${encodeURIComponent(id)}`);
+    if (job.state !== "stored" || !job.options.activate || job.activated || job.detail.includes("not activated")) break;
+    await new Promise((done) => setTimeout(done, 500));
+  }
+  await refresh(view);
 }
 
 function drawJobs(view, jobs) {

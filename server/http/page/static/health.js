@@ -1,7 +1,7 @@
 // Is it right here: self-tests, versions, configuration, warnings, and plans for other models.
 import { request } from "./api.js";
 import { bytes, clock, el, field, number, show, table } from "./dom.js";
-import { calm, complain } from "./main.js";
+import { calm, complain } from "./notice.js";
 
 export async function open(main) {
   show(main, el("h1", {}, "Health"), el("p", { class: "soft", role: "status" }, "Looking …"));

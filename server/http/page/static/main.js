@@ -1,41 +1,11 @@
 // Which view is shown, logging in, and light or dark.
-import { events, logIn, logOut, loggedIn, NotLoggedIn, send } from "./api.js";
+import { logIn, logOut, loggedIn } from "./api.js";
 import { el, field, show } from "./dom.js";
+import { calm, complain, onLogin } from "./notice.js";
 
 const VIEWS = ["now", "chat", "codecs", "health"];
 const main = document.getElementById("main");
-const notice = document.getElementById("notice");
 let leave = null;
-
-export function complain(error) {
-  if (error?.name === "AbortError") return;
-  if (error instanceof NotLoggedIn) showLogin(error.message);
-  else {
-    notice.textContent = error instanceof TypeError ? "The server does not answer." : String(error?.message ?? error);
-    notice.hidden = false;
-  }
-}
-
-export function calm() {
-  notice.hidden = true;
-}
-
-// Calls `take(name, data)` for the events of a GET route until `signal` aborts; connects again after a break.
-export async function follow(path, signal, take) {
-  while (!signal.aborted) {
-    try {
-      const answer = await send("GET", path, undefined, signal);
-      calm();
-      for await (const { event, data } of events(answer)) take(event, JSON.parse(data));
-      return;
-    } catch (error) {
-      if (signal.aborted) return;
-      complain(error);
-      if (!(error instanceof TypeError)) return;
-      await new Promise((done) => setTimeout(done, 2000));
-    }
-  }
-}
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -111,4 +81,5 @@ document.getElementById("logout").addEventListener("click", async () => {
 });
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", route);
-await route();
+onLogin(showLogin);
+route();

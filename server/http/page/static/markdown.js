@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 
 const FENCE = /^\s{0,3}(```+|~~~+)\s*([\w+#.-]*)/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const INLINE = /(`+)([\s\S]+?)\1|\*\*(?=\S)([\s\S]+?)\*\*|__(?=\S)([\s\S]+?)__|\*(?=\S)([^*\n]+?)\*|\[([^\]\n]{1,500})\]\((https?:\/\/[^\s)]{1,2000})\)/;
+const INLINE = /(`+)([\s\S]+?)\1|\*\*(?=\S)([\s\S]+?)\*\*|__(?=\S)([\s\S]+?)__|\*(?=\S)([^*\n]+?)\*|(?<!!)\[([^\]\n]{1,500})\]\((https?:\/\/[^\s)]{1,2000})\)/;
 
 export function markdown(text) {
   const lines = text.replaceAll("\r\n", "\n").split("\n");

@@ -1,7 +1,7 @@
 // What the server does now: model, memory, conversations, the last requests, 15 minutes.
 import { request } from "./api.js";
 import { bytes, clock, duration, el, number, percent, show, table } from "./dom.js";
-import { complain, follow } from "./main.js";
+import { complain, follow } from "./notice.js";
 import { sparkline } from "./plot.js";
 
 const COLOURS = 6;
