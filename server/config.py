@@ -16,6 +16,8 @@ from quant_core.codec.spec import WindowSpec
 from server.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
+# No infinity: timers cannot wait for it.
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 Bits = Annotated[int, Field(ge=1, le=4)]
 # Set when the process restarted itself with a BLAS preloaded, so that it does so only once.
 BLAS_GUARD = "VECINFER_BLAS_RESTARTED"
@@ -71,9 +73,9 @@ class EngineConfig(_Section):
     prefill_tokens_per_step: PositiveInt | None = None
     target_gap_ms: Annotated[float, Field(gt=0)] | None = None
     default_max_tokens: PositiveInt = 4096
-    queue_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    watchdog_s: Annotated[float, Field(gt=0)] = 300.0
-    drain_timeout_s: Annotated[float, Field(gt=0)] = 25.0
+    queue_timeout_s: Seconds = 300.0
+    watchdog_s: Seconds = 300.0
+    drain_timeout_s: Seconds = 25.0
     wired_limit: Literal["off", "auto"] | PositiveInt = "off"
 
 
@@ -112,7 +114,7 @@ class HTTPConfig(_Section):
     cors_origins: tuple[str, ...] = ("localhost",)
     max_body_bytes: PositiveInt = 8_000_000
     max_connections: PositiveInt = 1000
-    keepalive_s: Annotated[float, Field(gt=0)] = 10.0
+    keepalive_s: Seconds = 10.0
     unknown_fields: Literal["ignore", "refuse"] = "ignore"
     reasoning_field: Literal["both", "reasoning_content", "reasoning"] = "both"
     request_templates: bool = False
@@ -234,6 +236,7 @@ def blas_environment() -> BlasEnvironment:
     )
 
 
-def environment_key(variable: str) -> str:
-    """A key from the environment; empty when there is none."""
-    return os.environ.get(variable, "").strip()
+def environment_key(variable: str) -> str | None:
+    """A key from the environment, which may be blank; None when the variable is not set."""
+    value = os.environ.get(variable)
+    return None if value is None else value.strip()

@@ -16,6 +16,7 @@ from server.loopback import listens_to_others
 log = logging.getLogger(__name__)
 
 ADMIN_KEY_FILE = "admin_key"
+API_VARIABLE, ADMIN_VARIABLE = "VECINFER_API_KEY", "VECINFER_ADMIN_KEY"
 _MADE_BY = (
     "# Opens /admin of this machine's vecinfer servers. Made at first start; delete it and restart for a new one.\n"
 )
@@ -45,8 +46,8 @@ def load_keys(config: ServerConfig) -> AccessKeys:
     """
     http = config.http
     return AccessKeys(
-        api=_configured(http.api_key_file, "VECINFER_API_KEY", "http.api_key_file"),
-        admin=_configured(http.admin_key_file, "VECINFER_ADMIN_KEY", "http.admin_key_file"),
+        api=_configured(http.api_key_file, API_VARIABLE, "http.api_key_file"),
+        admin=_configured(http.admin_key_file, ADMIN_VARIABLE, "http.admin_key_file"),
         admin_file=http.admin_key_file,
     )
 
@@ -57,9 +58,15 @@ def server_keys(config: ServerConfig) -> AccessKeys:
     It lies in `ADMIN_KEY_FILE` under the data directory, for the next start and for programs of this account.
 
     Raises:
-        ConfigError: as `load_keys`.
+        ConfigError: as `load_keys`; or a variable for a key is there and blank, which opened everything if it counted
+            as none.
     """
     keys = load_keys(config)
+    for file, variable in ((config.http.api_key_file, API_VARIABLE), (config.http.admin_key_file, ADMIN_VARIABLE)):
+        if file is None and environment_key(variable) == "":
+            raise ConfigError(f"${variable} is set and blank: give it a key, or unset it")
+        if file is not None:
+            _warn_if_readable(file.expanduser())
     if keys.admin:
         return keys
     path = user_data_dir(config) / ADMIN_KEY_FILE
@@ -91,6 +98,11 @@ def check_open(config: ServerConfig, keys: AccessKeys) -> None:
     log.warning("everybody who reaches port %d of %s may use this server: it has no API key", config.http.port, host)
 
 
+def _warn_if_readable(path: Path) -> None:
+    if path.stat().st_mode & 0o004:
+        log.warning("every user of this machine can read the keys in %s: chmod 600 %s", path, path)
+
+
 def _configured(path: Path | None, variable: str, setting: str) -> tuple[str, ...]:
     if path is None:
         key = environment_key(variable)
@@ -110,7 +122,8 @@ def keys_in(path: Path) -> tuple[str, ...]:
     Raises:
         OSError, UnicodeDecodeError: the file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Editors on Windows begin a file with a byte-order mark.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 
 class Watchdog:
-    """Calls `on_stall(age)` once when `age()` exceeds the limit.
+    """Calls `on_stall(seconds)` once when nothing moved for longer than the limit.
+
+    Time counts while this process runs: one that was stopped, or slept with its machine, has not stalled.
 
     Args:
-        limit_s: longest age tolerated.
+        limit_s: longest time tolerated.
         age: seconds since anything moved; None while there is no work.
         on_stall: what to do then, on the watchdog's thread.
     """
@@ -32,10 +34,21 @@ class Watchdog:
         self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(5.0, self._limit_s / 4)):
-            age = self._age()
-            if age is not None and age > self._limit_s:
-                self._on_stall(age)
+        tick_s = min(5.0, self._limit_s / 4)
+        stalled_s, looked_s = 0.0, time.monotonic()
+        while not self._stopped.wait(tick_s):
+            now_s = time.monotonic()
+            passed_s, looked_s = now_s - looked_s, now_s
+            age_s = self._age()
+            if age_s is None:
+                stalled_s = 0.0
+            elif age_s < passed_s:
+                stalled_s = min(age_s, tick_s)
+            else:
+                # A wait much longer than it was asked for: this process did not run.
+                stalled_s += min(passed_s, 2 * tick_s)
+            if stalled_s > self._limit_s:
+                self._on_stall(stalled_s)
                 return
 
 

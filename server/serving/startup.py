@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -156,10 +157,25 @@ def check_settings(config: ServerConfig) -> None:
     """Refuse what cannot be had, before anything is loaded.
 
     Raises:
-        ConfigError: MLX lacks the configured GPU, the tool format is unknown, the chat template cannot be read.
+        ConfigError: data_dir cannot be a folder, MLX lacks the configured GPU, the tool format is unknown, the chat
+            template cannot be read.
     """
+    check_data_dir(user_data_dir(config))
     check_format_name(config.model.tool_parser)
     chat_template(config)
     available = {"metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
     if not available.get(config.kv_cache.backend, True):
         raise ConfigError(f"kv_cache.backend is {config.kv_cache.backend}, but MLX has no such device here; use auto")
+
+
+def check_data_dir(path: Path) -> None:
+    """Refuse a data directory that is, or lies under, something else than a folder.
+
+    Raises:
+        ConfigError: with what stands in its place.
+    """
+    for part in (path, *path.parents):
+        if part.is_dir():
+            return
+        if part.exists() or part.is_symlink():
+            raise ConfigError(f"data_dir: {path} cannot be a folder: {part} is there and is none")

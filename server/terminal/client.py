@@ -44,7 +44,7 @@ def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None
 def _api_key() -> str:
     from server.config import environment_key
 
-    return environment_key("VECINFER_API_KEY")
+    return environment_key("VECINFER_API_KEY") or ""
 
 
 def _admin_key(url: str, file: Path | None) -> str:

@@ -112,3 +112,31 @@ def test_other_machines_need_a_key_or_a_word(host: str, caplog: pytest.LogCaptur
         check_open(ServerConfig(http=HTTPConfig(host=host)), AccessKeys(admin=("adm",)))
     check_open(ServerConfig(http=HTTPConfig(host=host, insecure=True)), AccessKeys())
     assert "no API key" in caplog.text
+
+
+def test_a_byte_order_mark_belongs_to_no_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbffirst\r\nsecond\r\n")
+    config = ServerConfig(http=HTTPConfig(api_key_file=tmp_path / "keys"))
+    assert load_keys(config).api == ("first", "second")
+
+
+@pytest.mark.parametrize("variable", ["VECINFER_API_KEY", "VECINFER_ADMIN_KEY"])
+@pytest.mark.parametrize("value", ["", "  \t"])
+def test_a_blank_variable_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=rf"{variable} is set and blank"):
+        server_keys(ServerConfig(data_dir=tmp_path))
+
+
+def test_a_key_file_that_everybody_can_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("mine\n")
+    config = ServerConfig(data_dir=tmp_path, http=HTTPConfig(api_key_file=file))
+    file.chmod(0o640)
+    server_keys(config)
+    assert not caplog.records
+    file.chmod(0o644)
+    server_keys(config)
+    assert f"chmod 600 {file}" in caplog.text
