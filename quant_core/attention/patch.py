@@ -2,8 +2,9 @@
 
 `mlx_lm.models.base.scaled_dot_product_attention` calls the module global `quantized_scaled_dot_product_attention`
 whenever the layer's cache has an attribute `bits`. Our caches have one, and their `update_and_fetch` returns an
-AttentionView in the place of keys and of values. Layers with learned sinks are refused before that call, so they are
-met one call earlier: in every model's module that took the outer function by name.
+AttentionView in the place of keys and of values. Layers with learned sinks are refused before that call, and layers that
+read another layer's keys make it without a cache, so both are met one call earlier: in every model's module that took
+the outer function by name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import mlx.core as mx
 from mlx_lm.models import base
 
+from quant_core.attention import adapters
 from quant_core.errors import KernelError
 
 _ORIGINAL = "_vecinfer_original"
@@ -39,9 +41,10 @@ def install() -> None:
         _install_inner()
     outer = base.scaled_dot_product_attention
     if not hasattr(outer, _ORIGINAL):
-        outer = _with_sinks(outer)
+        outer = _outer_dispatch(outer)
     for module in _modules_with(getattr(outer, _ORIGINAL)):
         setattr(module, _OUTER, outer)
+    adapters.install()
 
 
 def _install_inner() -> None:
@@ -49,19 +52,19 @@ def _install_inner() -> None:
 
     def dispatch(queries: mx.array, q_keys: Any, q_values: Any, scale: float, mask: Any, **kwargs: Any) -> Any:
         if isinstance(q_keys, AttentionView):
-            return _attend(q_keys, queries, scale, mask)
+            return _attend(q_keys, queries, scale, mask, None)
         return original(queries, q_keys, q_values, scale=scale, mask=mask, **kwargs)
 
     setattr(dispatch, _ORIGINAL, original)
     base.quantized_scaled_dot_product_attention = dispatch
 
 
-def _with_sinks(original: Any) -> Any:
+def _outer_dispatch(original: Any) -> Any:
     @wraps(original)
     def dispatch(
         queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: mx.array | None = None
     ) -> Any:
-        if sinks is not None and isinstance(keys, AttentionView):
+        if (sinks is not None or cache is None) and isinstance(keys, AttentionView):
             return _attend(keys, queries, scale, mask, sinks)
         return original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
@@ -69,10 +72,10 @@ def _with_sinks(original: Any) -> Any:
     return dispatch
 
 
-def _attend(view: AttentionView, queries: mx.array, scale: float, mask: Any, *sinks: mx.array) -> mx.array:
+def _attend(view: AttentionView, queries: mx.array, scale: float, mask: Any, sinks: mx.array | None) -> mx.array:
     if isinstance(mask, mx.array):
         raise KernelError("this model masks attention with an array of its own; the layer cannot be packed")
-    return view.attend(queries, scale, *sinks)
+    return view.attend(queries, scale, sinks)
 
 
 def _modules_with(function: Any) -> list[ModuleType]:

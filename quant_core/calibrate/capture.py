@@ -12,7 +12,8 @@ class CaptureCache:
 
     Attributes:
         keys, values: `[1, Hkv, T, D]` of all tokens so far, None before the first.
-        queries: `[1, Hq, L, D]` of each forward pass that reached the patched attention.
+        queries: `[1, Hq, L, D]` of each forward pass that reached the patched attention; of the layer itself, where
+            others read its keys too.
         has_sinks: the last one had learned sinks.
     """
 
@@ -26,6 +27,7 @@ class CaptureCache:
         self.values: mx.array | None = None
         self.queries: list[mx.array] = []
         self.has_sinks = False
+        self._is_read = False
 
     @property
     def offset(self) -> int:
@@ -39,12 +41,15 @@ class CaptureCache:
         else:
             self.keys = mx.concatenate([self.keys, keys], axis=2)
             self.values = mx.concatenate([self.values, values], axis=2)
+        self._is_read = False
         return self, self
 
     def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Exact causal attention of `queries [1, Hq, L, D]`, which are kept."""
         assert self.keys is not None and self.values is not None  # update_and_fetch came first
-        self.queries.append(queries)
+        if not self._is_read:
+            self.queries.append(queries)
+        self._is_read = True
         self.has_sinks = sink_logits is not None
         mask = "causal" if queries.shape[2] > 1 else None
         return mx.fast.scaled_dot_product_attention(

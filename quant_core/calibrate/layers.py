@@ -79,6 +79,11 @@ def survey_layers(model: Any) -> LayerSurvey:
             rotary = _rotary_seen(model, index, keys, second[index].keys)
             heads, key_dim, value_dim = keys.shape[1], keys.shape[-1], values.shape[-1]
             packable[index] = LayerGeometry(heads, queries[0].shape[1], key_dim, value_dim, rotary, cache.has_sinks)
+    plain = [i for i, cache in enumerate(make_prompt_cache(model)) if type(cache) is KVCache and i in others]
+    if plain:
+        # One mask serves all layers of a kind: a packed layer's knows of no padding, which mlx-lm's caches need.
+        others |= dict.fromkeys(packable, f"layer {plain[0]}, which shares its mask, cannot be packed")
+        packable = {}
     return LayerSurvey(packable, dict(sorted(others.items())))
 
 

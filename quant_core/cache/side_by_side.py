@@ -1,0 +1,40 @@
+"""Can a model read prompts of different lengths side by side? mlx-lm pads them, and not every recurrent layer skips that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+_LENGTHS = (3, 12)
+# Relative difference that rounding explains, bfloat16 included.
+_LIMIT = 0.1
+
+
+def reads_side_by_side(model: Any) -> bool:
+    """Whether two short prompts of different lengths read at once leave what each leaves alone. MLX thread only.
+
+    Caches of attention mask the padding, so models of nothing else are not asked.
+    """
+    if all(type(c) in (KVCache, RotatingKVCache) for c in make_prompt_cache(model)):
+        return True
+    prompts = [[(7 * i) % 50 + 1 for i in range(n)] for n in _LENGTHS]
+    together = _first_logprobs(model, prompts)
+    alone = [_first_logprobs(model, [p])[0] for p in prompts]
+    return all(np.linalg.norm(a - b) <= _LIMIT * np.linalg.norm(a) for a, b in zip(alone, together, strict=True))
+
+
+def _first_logprobs(model: Any, prompts: list[list[int]]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+    """Centred log-probabilities behind each prompt, read at once."""
+    generator = BatchGenerator(model, prefill_batch_size=len(prompts))
+    generator.close()
+    uids = generator.insert(prompts, [1] * len(prompts))
+    found = dict[int, np.ndarray[Any, np.dtype[np.float64]]]()
+    while len(found) < len(prompts):
+        for response in generator.next()[1]:
+            logprobs = np.array(response.logprobs.astype(mx.float32), np.float64)
+            found[response.uid] = logprobs - logprobs.mean()
+    return [found[uid] for uid in uids]
