@@ -2,9 +2,9 @@
 
 `mlx_lm.models.base.scaled_dot_product_attention` calls the module global `quantized_scaled_dot_product_attention`
 whenever the layer's cache has an attribute `bits`. Our caches have one, and their `update_and_fetch` returns an
-AttentionView in the place of keys and of values. Layers with learned sinks are refused before that call, and layers that
-read another layer's keys make it without a cache, so both are met one call earlier: in every model's module that took
-the outer function by name.
+AttentionView in the place of keys and of values. Layers with learned sinks are refused before that call, and layers
+that read another layer's keys make it without a cache, so both are met one call earlier: in every model's module that
+took the outer function by name.
 """
 
 from __future__ import annotations

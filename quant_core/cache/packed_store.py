@@ -16,7 +16,7 @@ from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.page_table import PageReservation
-from quant_core.cache.plain_store import CacheCost, cache_costs
+from quant_core.cache.plain_store import CacheCost, cache_costs, check_batchable
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
@@ -153,10 +153,14 @@ class PackedStore:
         codec: the artifact.
         plan: memory, shared with the other live artifact's store if there is one.
         backend: None chooses the best one here.
+
+    Raises:
+        SpecError: a layer's cache cannot be batched by mlx-lm.
     """
 
     def __init__(self, model: Any, codec: ModelCodec, plan: MemoryPlan, backend: KernelBackend | None = None) -> None:
         patch.install()
+        check_batchable(model)
         self.artifact_id: str | None = codec.artifact_id
         self.codec = codec
         self.plan = plan

@@ -97,9 +97,7 @@ class PlainStore:
         self.snapshots: set[PlainSnapshot] = set()
         self._model = model
         self._costs = cache_costs(model)
-        for cache in make_prompt_cache(model):
-            if not hasattr(cache, "merge"):
-                raise SpecError(f"mlx-lm cannot batch a {type(cache).__name__}; this model cannot be served")
+        check_batchable(model)
 
     @staticmethod
     def token_bytes(model: Any) -> float:
@@ -222,6 +220,13 @@ class PlainStore:
     def _bytes_of_row(self, num_tokens: int) -> float:
         rounded = -(-num_tokens // GROWTH_STEP) * GROWTH_STEP
         return sum(c.nbytes(rounded) for c in self._costs)
+
+
+def check_batchable(model: Any) -> None:
+    """Raise SpecError if a layer's cache cannot be batched by mlx-lm."""
+    for cache in make_prompt_cache(model):
+        if not hasattr(cache, "merge"):
+            raise SpecError(f"mlx-lm cannot batch a {type(cache).__name__}; this model cannot be served")
 
 
 def cache_costs(model: Any) -> tuple[CacheCost, ...]:

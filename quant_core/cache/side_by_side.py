@@ -1,4 +1,4 @@
-"""Can a model read prompts of different lengths side by side? mlx-lm pads them, and not every recurrent layer skips that."""
+"""Can a model read prompts of different lengths side by side? mlx-lm pads them; some recurrent layers read padding."""
 
 from __future__ import annotations
 

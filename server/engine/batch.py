@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import greedy_sampler
 
+from quant_core.cache.side_by_side import reads_side_by_side
 from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
@@ -19,7 +20,7 @@ from server.engine.generation import hold_rows
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
 from server.engine.request import ErrorEvent, GenerationRequest, PromptEvent
-from server.engine.row_generator import MAX_CHUNK, RowGenerator
+from server.engine.row_generator import MAX_CHUNK, MAX_READERS, RowGenerator
 from server.engine.rows import RunningChoice, RunningRequest, ServedModel
 from server.engine.sampler import make_processors, make_sampler
 from server.engine.shared_beginning import cut_segments
@@ -76,6 +77,7 @@ class Batch:
         self.prefixes = StorePrefixes(store, prefixes)
         self._min_chunk = min_chunk
         self._keep_wired_limit = keep_wired_limit
+        self._max_readers = MAX_READERS if reads_side_by_side(served.model) else 1
         self._generator = self._make_generator()
 
     @property
@@ -185,6 +187,7 @@ class Batch:
         generator = RowGenerator(self._model, sampler=greedy_sampler)
         hold_rows(generator)
         generator.min_chunk = self._min_chunk
+        generator.max_readers = self._max_readers
         generator.grid = 1 if self.store.cuts_snapshots else SPACING
         self._model.generator = generator
         if not self._keep_wired_limit:

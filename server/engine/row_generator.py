@@ -30,6 +30,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
     Attributes:
         budget: prompt tokens of the next step, padding included.
         min_chunk: rows are not added to those that read once each would get fewer tokens a step than this.
+        max_readers: rows that read at once; 1 where the model does not read padded prompts as it reads each alone.
         grid: chunks end at multiples of it where they can (positions of regular snapshots); 1: anywhere.
         num_read: tokens of the last step's prompts, padding included.
     """
@@ -37,6 +38,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
     budget = MAX_CHUNK
     min_chunk = MAX_CHUNK // 4
     max_chunk = MAX_CHUNK
+    max_readers = MAX_READERS
     grid = 1
     num_read = 0
 
@@ -69,6 +71,8 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
         entering: list[Any] = []
         left = [_num_left(entry[0]) for entry in self._currently_processing]
         for entry in self._unprocessed_sequences:
+            if len(left) >= self.max_readers:
+                break
             if not _is_read(entry[1]) and may_read_beside(_num_left(entry[1]), left, self.budget, self.min_chunk):
                 entering.append(entry)
                 left.append(_num_left(entry[1]))

@@ -17,8 +17,9 @@ VOCAB_SIZE = 160
 NUM_LAYERS = 4
 # Modules of mlx_lm.models that are no architecture of their own.
 HELPERS = frozenset(
-    "activations base bitlinear_layers cache gated_delta mla pipeline rope_utils ssm switch_layers".split()
-)
+    ["activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils", "ssm",
+     "switch_layers"]
+)  # fmt: skip
 # What cannot be built here, and why.
 NOT_BUILT = {
     "olmo": "mlx-lm wants the package ai2-olmo for it",
@@ -116,7 +117,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v41": {"scoring_func": "sqrtsoftplus", "hc_sinkhorn_iters": 2, "qk_rope_head_dim": 8},
     "exaone4": {"sliding_window_pattern": "LG"},
     "exaone_moe": {"layer_types": _MIXED, "is_moe_layer": [False, True, True, True]},
-    "gear": {"layer_types": [_FULL, "conv"] * 2},
+    "gear": {"layer_types": [_FULL, "conv_mixer"] * 2},
     "gemma3_text": {"rope_local_base_freq": 10000.0},
     "gemma3n": {},
     "gemma4_text": {
@@ -127,7 +128,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"use_parallel_residual": True},
     "gpt_oss": {"layer_types": _MIXED},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
-    "hunyuan": {"rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "dynamic"}, "use_cla": False, "cla_share_factor": 2},
+    "hunyuan": {
+        "rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "dynamic"}, "use_cla": False, "cla_share_factor": 2,
+    },
     "hunyuan_v1_dense": {"rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "dynamic"}},
     "jamba": {
         "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
@@ -206,7 +209,9 @@ OVERRIDES["gemma3n"] = _wrapped(
     hidden_size_per_layer_input=8, altup_num_inputs=2, altup_coef_clip=120.0, altup_correct_scale=True,
     altup_active_idx=0, laurel_rank=8,
 )  # fmt: skip
-OVERRIDES["llama4"] = _wrapped("llama4_text", attention_chunk_size=32, interleave_moe_layer_step=2)
+OVERRIDES["llama4"] = _wrapped(
+    "llama4_text", attention_chunk_size=32, interleave_moe_layer_step=2, num_experts_per_tok=1
+)  # fmt: skip
 OVERRIDES["minimax_m3_vl"] = _wrapped(
     "minimax_m3_vl", dense_intermediate_size=96, moe_layer_freq=None, rotary_dim=8, index_block_size=None,
     index_topk_blocks=None,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import mlx.core as mx
 import pytest
 
-from server.engine.row_generator import MAX_READERS, _to_grid, best_chunk, may_read_beside
+from server.engine.row_generator import MAX_READERS, RowGenerator, _to_grid, best_chunk, may_read_beside
+from tests.helpers.architectures import VOCAB_SIZE, build_architecture
 
 
 @pytest.mark.parametrize(
@@ -54,3 +58,28 @@ def test_chunks_end_on_the_grid_in_few_equal_steps() -> None:
             ends.append(position)
         assert {n for n in ends if n % 256 == 0} >= set(range(256, 3000, 256)) or chunk > 256
         assert all(n % 256 == 0 for n in ends) or chunk < 256
+
+
+def test_a_model_that_pads_wrongly_reads_one_prompt_at_a_time() -> None:
+    """jamba's recurrent layers read padding: through the engine's generator eight prompts equal each alone."""
+    mx.disable_compile()
+    try:
+        model = build_architecture("jamba")
+        prompts = [[(5 * i + n) % VOCAB_SIZE for i in range(n)] for n in (3, 40, 11, 25, 2, 60, 9, 17)]
+        alone = [_answers(model, [p], 1)[0] for p in prompts]
+        assert _answers(model, prompts, 1) == alone
+        assert _answers(model, prompts, MAX_READERS) != alone
+    finally:
+        mx.enable_compile()
+
+
+def _answers(model: Any, prompts: list[list[int]], max_readers: int) -> list[list[int]]:
+    generator = RowGenerator(model)
+    generator.max_readers = max_readers
+    uids = generator.insert(prompts, [6] * len(prompts))
+    found: dict[int, list[int]] = {uid: [] for uid in uids}
+    while any(len(tokens) < 6 for tokens in found.values()):
+        generator.begin()
+        for response in generator.next()[1]:
+            found[response.uid].append(response.token)
+    return [found[uid] for uid in uids]
