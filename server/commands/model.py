@@ -59,7 +59,7 @@ def _check(name: str, data_dir: Path, console: Console) -> None:
     from server.model.device import prepare_device
 
     prepare_device(lambda line: console.print(line, highlight=False, markup=False))
-    from server.model.check import check_named  # imports MLX: seconds
+    from server.doctor.model_report import check_named  # imports MLX: seconds
 
     with report_progress(console) as report:
         found = check_named(name, data_dir, report)

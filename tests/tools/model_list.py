@@ -1,7 +1,7 @@
 """`docs/models.md`: every architecture of the installed mlx-lm in our caches. `python -m tests.tools.model_list`.
 
 Small random models (tests/helpers/architectures.py), checked as `vecinfer model check` checks a real one. The tests
-make each row anew and compare it (tests/quant_core/proof/test_model_check.py).
+make each row anew and compare it (tests/quant_core/evaluation/test_model_check.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from quant_core.errors import SpecError
-from quant_core.proof.model_check import Agreement, ModelCheck, check_model
+from quant_core.evaluation.model_check import Agreement, ModelCheck, check_model
 from tests.helpers.architectures import NOT_BUILT, architectures, build_architecture
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

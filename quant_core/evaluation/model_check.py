@@ -91,7 +91,7 @@ class ModelCheck:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _ToldRow:
     """A row: its prompt, the tokens it is told, the step before which it joins."""
 
     prompt: list[int]
@@ -135,7 +135,7 @@ def check_model(model: Any, backend: KernelBackend | None = None) -> ModelCheck:
     )
 
 
-def _is_short(work: _Work) -> bool:
+def _is_short(work: _ToldRow) -> bool:
     return _WINDOW.num_code_pages(len(work.prompt) + len(work.told)) == 0
 
 
@@ -155,16 +155,16 @@ def _store(model: Any, survey: LayerSurvey, backend: KernelBackend | None) -> Pa
     return PackedStore(model, codec, replace(plan_memory(codec, budget, rings), max_snapshot_bytes=1 << 40), backend)
 
 
-def _works(vocab_size: int) -> list[_Work]:
+def _works(vocab_size: int) -> list[_ToldRow]:
     rng = np.random.default_rng(0)
     return [
-        _Work(rng.integers(0, vocab_size, n).tolist(), rng.integers(0, vocab_size, told).tolist(), joins)
+        _ToldRow(rng.integers(0, vocab_size, n).tolist(), rng.integers(0, vocab_size, told).tolist(), joins)
         for n, told, joins in _ROWS
     ]
 
 
 def _run(
-    model: Any, store: Any, works: Sequence[_Work], chunk: int, caches: Sequence[Any] | None = None,
+    model: Any, store: Any, works: Sequence[_ToldRow], chunk: int, caches: Sequence[Any] | None = None,
     rows_at_once: int = 1,
 ) -> list[np.ndarray[Any, np.dtype[np.float64]]]:  # fmt: skip
     """Centred log-probabilities `[told, vocab]` of each row, side by side in one BatchGenerator.
@@ -204,7 +204,7 @@ def _teller(tokens: Sequence[int]) -> Any:
     return lambda logprobs: mx.array([next(told)])
 
 
-def _resumed(model: Any, store: Any, work: _Work, cold: Any) -> list[tuple[Any, Any]]:
+def _resumed(model: Any, store: Any, work: _ToldRow, cold: Any) -> list[tuple[Any, Any]]:
     """The row read to a snapshot, resumed there twice in one batch, against `cold`."""
     head, rest = work.prompt[:_RESUMED_AT], work.prompt[_RESUMED_AT:]
     total = len(work.prompt) + len(work.told)

@@ -10,7 +10,7 @@ from pathlib import Path
 from quant_core.cache.plain_store import cache_costs
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import VQSpec
-from quant_core.proof.model_check import Agreement, ModelCheck, check_model
+from quant_core.evaluation.model_check import Agreement, ModelCheck, check_model
 from server.memory.budget import model_bytes, working_set_bytes
 from server.model.loader import LoadedModel, load
 from server.output.format import OutputFormat, detect_format

@@ -9,7 +9,7 @@ import pytest
 
 from quant_core.cache.side_by_side import reads_side_by_side
 from quant_core.cache.vq_cache import BatchVQCache
-from quant_core.proof.model_check import check_model
+from quant_core.evaluation.model_check import check_model
 from tests.helpers.architectures import NOT_BUILT, architectures, build_architecture
 from tests.tools.model_list import PAGE, row
 
