@@ -12,25 +12,32 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from quant_core.backends.choose import choose_backend
 from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.spec import WindowSpec
+from quant_core.proof.random_codec import random_codec
 from tests.kernels import oracle
 from tests.kernels.checks import check_prompt
 from tests.kernels.scene import Geometry, Scene, make_scene
 
 # Relative error allowed: MLX's float32 matmul may use TF32 on CUDA, and half outputs are rounded once.
 LIMIT = 2e-3
+# The same of a whole prompt, where a near tie may take another code.
+PROMPT_LIMIT = 1e-2
 # Calls evaluated at once.
 INNER = 16
 PARITY = [
     Geometry(head_dim=128, num_kv_heads=8, gqa_factor=4, positions=(9000, 63, 700, 0)),
     Geometry(head_dim=64, num_kv_heads=3, gqa_factor=3, positions=(2000,) * 3, query_len=8),
+    Geometry(head_dim=64, num_kv_heads=8, gqa_factor=8, positions=(3000, 63, 0), learned_sinks=True),
     Geometry(head_dim=128, num_kv_heads=2, gqa_factor=8, key_bits=4, value_bits=2, positions=(3000, 5)),
     Geometry(head_dim=80, key_bits=3, value_bits=1, positions=(1500, 64), traditional=True),
     Geometry(head_dim=112, key_bits=1, value_bits=3, positions=(1500, 64), window=WindowSpec(128, 0, 64)),
@@ -98,6 +105,34 @@ def check(gpu: DeviceBackend, g: Geometry) -> bool:
     return bool(good)
 
 
+def check_prompt_sinks(heads: int = 8, gqa_factor: int = 8, dim: int = 64) -> bool:
+    """A prompt in two chunks of a layer with learned sinks (gpt-oss's shape), against the same on the CPU."""
+    rng, lens = np.random.default_rng(0), (700, 689)
+    q, k, v = (mx.array(rng.standard_normal((1, h, sum(lens), dim)), mx.float32).astype(mx.float16)
+               for h in (heads * gqa_factor, heads, heads))  # fmt: skip
+    sinks = mx.array(4 * rng.standard_normal(heads * gqa_factor), mx.float32)
+    codec, here, outs = random_codec(1, heads, dim), mx.default_device(), list[np.ndarray[Any, Any]]()
+    for name, device in (("auto", here), ("reference", mx.Device(mx.cpu))):
+        mx.set_default_device(device)
+        store = PackedStore(_OneLayer(), codec, plan_memory(codec, 64 << 20, 1), choose_backend(name))
+        (cache,) = store.new_row(store.reserve(sum(lens)))
+        for first, length in zip((0, lens[0]), lens, strict=True):
+            span = slice(first, first + length)
+            out = cache.update_and_fetch(k[:, :, span], v[:, :, span])[0].attend(q[:, :, span], dim**-0.5, sinks)
+            mx.eval(out, cache.state)
+        outs.append(oracle.as_f64(out))
+    mx.set_default_device(here)
+    error = float(np.linalg.norm(outs[0] - outs[1]) / np.linalg.norm(outs[1]))
+    print(f"{'ok ' if error < PROMPT_LIMIT else 'BAD'} prompt with learned sinks: {error:.1e}", flush=True)
+    return error < PROMPT_LIMIT
+
+
+class _OneLayer:
+    """As much of a model as PackedStore asks for."""
+
+    layers = (None,)
+
+
 def seconds(calls: Callable[[], list[mx.array]], repeats: int = 7) -> float:
     """Median time of evaluating the list, per entry."""
     mx.eval(calls())
@@ -159,7 +194,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     gpu = backend()
     print(f"{gpu.name}: MLX {version('mlx')}, {mx.device_info().get('device_name', '?')}")
-    passed = [check(gpu, g) for g in PARITY]
+    passed = [*(check(gpu, g) for g in PARITY), check_prompt_sinks()]
     if not all(passed):
         sys.exit("parity failed; nothing is timed")
     for batch, context in SPEED[3:7] if quick else SPEED:
