@@ -25,6 +25,8 @@ WEIGHT_POWER = 0.5
 MIN_READERS = 64
 # On a CPU so many times fewer tokens are read backwards at a time than forwards: chats wait meanwhile.
 CPU_GRADIENT_PART = 4
+# Elsewhere this many at a time: what a layer keeps for reading backwards grows with them.
+MAX_GRADIENT_TOKENS = 128
 
 
 class NudgedCache:
@@ -128,7 +130,7 @@ def gradients(
 def gradient_slice(slice_tokens: int) -> int:
     """Tokens read backwards at a time where `slice_tokens` are read forwards."""
     on_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
-    return max(1, slice_tokens // CPU_GRADIENT_PART) if on_cpu else slice_tokens
+    return max(1, slice_tokens // CPU_GRADIENT_PART) if on_cpu else min(slice_tokens, MAX_GRADIENT_TOKENS)
 
 
 def num_measured(window_len: int, window: WindowSpec) -> int:

@@ -20,9 +20,13 @@ MIN_WINDOW_LEN = 160
 DOCUMENT_LEN = 128
 TEMPERATURE = 0.8
 PIECE_CHARS = 2000
-# Prompt tokens of all rows read in one slice.
-PREFILL_TOKENS = 64
-MAX_ROWS = 32
+# Prompt tokens of all rows read in one slice, and decode steps between two looks at the clock.
+CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS = 64, 1024
+CPU_STEPS, GPU_STEPS = 1, 8
+# Documents written side by side: where a step's time grows with them, and where it hardly does.
+CPU_ROWS, MAX_GPU_ROWS = 32, 256
+# Of a GPU's memory, what their caches may take.
+GPU_CACHE_SHARE = 1 / 64
 
 
 def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_len: int) -> list[list[int]]:
@@ -85,20 +89,46 @@ def builtin_windows(
     per_window = max(1, round(sample_len / DOCUMENT_LEN))
     document_len = -(-sample_len // per_window)
     prompts = _encoded_prompts(tokenizer, num_samples * per_window, document_len, seed)
+    documents = yield from continued(model, prompts, document_len, seed)
+    # Prompts that follow one another are of different kinds; so are the documents of a window.
+    return [
+        list(chain(*(documents[i] for i in range(w, len(prompts), num_samples))))[:sample_len]
+        for w in range(num_samples)
+    ]
+
+
+def continued(
+    model: Any, prompts: Sequence[list[int]], document_len: int, seed: int
+) -> Generator[Progress, None, list[list[int]]]:
+    """Each prompt continued by the model to `document_len` tokens."""
     # Prompts of like length go together: what all of a batch share is read at once instead of step by step.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches = [order[i : i + MAX_ROWS] for i in range(0, len(order), MAX_ROWS)]
+    num_rows = rows_at_once(model, document_len)
+    batches = [order[i : i + num_rows] for i in range(0, len(order), num_rows)]
     clock, documents = Clock("text"), dict[int, list[int]]()
     for number, batch in enumerate(batches):
         key = mx.random.key(seed * 1000 + number)
         writing = _continue(model, [prompts[i] for i in batch], document_len, key)
         rows = yield from mapped(writing, _progress_of_batch(clock, number, len(batches)))
         documents.update(zip(batch, rows, strict=True))
-    # Prompts that follow one another are of different kinds; so are the documents of a window.
-    return [
-        list(chain(*(documents[i] for i in range(w, len(prompts), num_samples))))[:sample_len]
-        for w in range(num_samples)
-    ]
+    return [documents[i] for i in range(len(prompts))]
+
+
+def rows_at_once(model: Any, document_len: int) -> int:
+    """Documents that are written side by side; a power of two on a GPU, so that alike machines write alike."""
+    if _on_cpu():
+        return CPU_ROWS
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0] * document_len]), cache=caches))
+    row_bytes = max(1, sum(int(c.nbytes) for c in caches if not c.empty()))
+    facts = mx.device_info()
+    memory = int(facts.get("max_recommended_working_set_size", 0) or facts.get("total_memory", 0))
+    fitting = int(memory * GPU_CACHE_SHARE) // row_bytes
+    return min(MAX_GPU_ROWS, max(CPU_ROWS, 1 << max(0, fitting.bit_length() - 1)))
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def _progress_of_batch(clock: Clock, number: int, num_batches: int) -> Callable[[float], Progress]:
@@ -127,14 +157,15 @@ def _encoded_prompts(tokenizer: Any, count: int, document_len: int, seed: int) -
 def _continue(
     model: Any, prompts: list[list[int]], length: int, key: mx.array
 ) -> Generator[float, None, list[list[int]]]:
-    """Rows of `length` tokens that begin with the prompts; yields the part done after each decode step."""
+    """Rows of `length` tokens that begin with the prompts; yields the part done after each decode step, or several."""
     shortest = min(len(p) for p in prompts)
     forced = np.full((len(prompts), length), -1, np.int32)
     for row, prompt in zip(forced, prompts, strict=True):
         row[: len(prompt)] = prompt
     caches = make_prompt_cache(model)
-    columns = [forced[:, :shortest]]
-    step = max(1, PREFILL_TOKENS // len(prompts))
+    columns: list[mx.array] = []
+    step = max(1, (CPU_PREFILL_TOKENS if _on_cpu() else GPU_PREFILL_TOKENS) // len(prompts))
+    steps = CPU_STEPS if _on_cpu() else GPU_STEPS
     for start in range(0, shortest - 1, step):
         model(mx.array(forced[:, start : min(start + step, shortest - 1)]), cache=caches)
         mx.eval([c.state for c in caches])  # and not the logits
@@ -146,10 +177,14 @@ def _continue(
         sampled = mx.random.categorical(logits / TEMPERATURE, key=draw).astype(mx.int32)
         wanted = mx.array(forced[:, position])
         tokens = mx.where(wanted >= 0, wanted, sampled)[:, None]
-        mx.eval(tokens, [c.state for c in caches])
-        columns.append(np.array(tokens))
-        yield (position + 1) / length
-    return [[int(t) for t in row] for row in np.concatenate(columns, axis=1)]
+        columns.append(tokens)
+        # The host builds the next step while this one runs; it waits once a slice.
+        mx.async_eval(tokens, [c.state for c in caches])  # type: ignore[no-untyped-call]
+        if (position + 1 - shortest) % steps == 0:
+            mx.eval(tokens)
+            yield (position + 1) / length
+    written = [forced[:, :shortest], *(np.array(column) for column in columns)]
+    return [[int(t) for t in row] for row in np.concatenate(written, axis=1)]
 
 
 def _special_prefix(tokenizer: Any) -> list[int]:

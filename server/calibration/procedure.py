@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
+import mlx.core as mx
+
 from quant_core.calibrate.presets import sizes_of
 from quant_core.calibrate.procedure import CalibrationResult, calibrate
 from quant_core.calibrate.windows import builtin_windows, text_windows
@@ -22,6 +24,7 @@ Procedure = Callable[[Any, Any, JobOptions], Slices]
 HELD_OUT_EVERY = 8
 # Writing the built-in text takes about this share of a whole job.
 BUILTIN_SHARE = 0.35
+CPU_SLICE_TOKENS, GPU_SLICE_TOKENS = 64, 512
 
 
 def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slices:
@@ -33,8 +36,13 @@ def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slice
     share = BUILTIN_SHARE if options.builtin else 0.0
     windows = yield from scaled(written_windows(model, tokenizer, options), 0.0, share)
     fit, held_out = split_windows(windows)
-    slices = calibrate(model, fit, held_out, options)
+    slices = calibrate(model, fit, held_out, options, slice_tokens=slice_tokens())
     return (yield from scaled(slices, share, 1.0))
+
+
+def slice_tokens() -> int:
+    """Tokens of text that are read between two decode steps of chats."""
+    return CPU_SLICE_TOKENS if mx.default_device() == mx.Device(mx.cpu) else GPU_SLICE_TOKENS
 
 
 def split_windows(windows: Windows) -> tuple[Windows, Windows]:

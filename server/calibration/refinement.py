@@ -20,7 +20,7 @@ from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import WindowSpec
 from quant_core.slices import Clock, Progress, mapped
 from server.calibration.options import JobOptions
-from server.calibration.procedure import BUILTIN_SHARE, scaled, split_windows, written_windows
+from server.calibration.procedure import BUILTIN_SHARE, scaled, slice_tokens, split_windows, written_windows
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -139,9 +139,9 @@ def refinement_slices(
         part = BUILTIN_SHARE + _SCORING_SHARE * min(1.0, done / num_tokens)
         return clock.at(part, f"scoring the present codec: {done:,} of {num_tokens:,} tokens")
 
-    before = yield from mapped(evaluate(model, served, held_out), scoring)
+    before = yield from mapped(evaluate(model, served, held_out, slice_tokens=slice_tokens()), scoring)
     try:
-        result = yield from scaled(calibrate(model, fit, held_out, options), end, 1.0)
+        result = yield from scaled(calibrate(model, fit, held_out, options, slice_tokens=slice_tokens()), end, 1.0)
     except GateError as error:
         log.info("refinement: %s", error)
         return None

@@ -12,8 +12,8 @@ from server.engine.step_input import StepInput, StepInputSource
 
 T = TypeVar("T")
 
-# Of the time spent on chats, what a job may take too: well under 1, so that chats keep more than half their speed.
-JOB_SHARE = 0.6
+# Of the time spent on chats, what a job may take too: well under 1, so that chats keep three fifths of their speed.
+JOB_SHARE = 0.5
 # Credit that a busy engine may save up; more would let a job stall chats for longer.
 MAX_CREDIT_S = 0.5
 

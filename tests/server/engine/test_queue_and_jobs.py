@@ -114,7 +114,7 @@ def slices(clock: FakeTime, seconds: float, count: int) -> Generator[None, None,
 
 
 @pytest.mark.parametrize(("step_s", "slice_s"), [(0.01, 0.1), (0.1, 0.1), (0.3, 0.1), (0.05, 2.0)])
-def test_chats_keep_more_than_half_of_the_time(step_s: float, slice_s: float) -> None:
+def test_chats_keep_three_fifths_of_the_time(step_s: float, slice_s: float) -> None:
     clock, future = FakeTime(), Future[str]()
     inputs, jobs = runner(clock)
     jobs.add(slices(clock, slice_s, 1000), future)
@@ -125,8 +125,8 @@ def test_chats_keep_more_than_half_of_the_time(step_s: float, slice_s: float) ->
         chat_s += inputs.generated(given)
         jobs.advance(given, idle=False)
     # The first slice is a gift: its length is not known yet. One slice a step at most, so slow steps give less.
-    assert 0.5 < chat_s / (clock.now - slice_s) < 0.8
-    assert jobs.num_slices > 10
+    assert 0.6 < chat_s / (clock.now - slice_s) < 0.8
+    assert jobs.num_slices >= 10
 
 
 def test_an_idle_engine_runs_every_slice() -> None:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quant_core.backends.reference import ReferenceBackend
+from quant_core.calibrate.presets import Preset
 from quant_core.codec.codec import VectorCodec
 from quant_core.errors import KernelError
 from server.cli import build_app
@@ -75,3 +76,13 @@ def test_attention_compares_all_caches_at_every_shape(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "r.json").read_text())
     assert [r["method"] for r in report["results"]] == ["float16", "affine4", "affine8", "K2V2", "K4V2"]
     assert report["results"][0]["ratio"] == 1.0 and all(r["kernel_us"] >= 0 for r in report["results"])
+
+
+def test_calibrate_times_the_writing_of_text_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Preset(num_samples=4, sample_len=256, gradient_tokens=0)
+    monkeypatch.setattr("quant_core.calibrate.presets.preset", lambda name: sizes)
+    monkeypatch.setattr("server.measure.calibrate.preset", lambda name: sizes)
+    _bench("calibrate", "--shape", "tiny", "--bits", "1", "--json", str(tmp_path / "r.json"))
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert [row["phase"] for row in rows] == ["text", "collect", "fit", "evaluate"]
+    assert all(row["seconds"] > 0 for row in rows)
