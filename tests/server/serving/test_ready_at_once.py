@@ -45,6 +45,29 @@ def test_chats_are_answered_beside_the_first_calibration_and_packed_after_it(fol
         assert server.status()["packing"]["since_start"] == {"packed": 1, "exact": 0}
 
 
+def test_no_request_is_lost_when_callers_keep_coming_over_the_swap(folder: Path) -> None:
+    lengths: list[int] = []
+
+    def caller() -> None:
+        while len(lengths) < 200 and (server.status()["packing"]["state"] != "packed" or len(lengths) % 16):
+            lengths.append(server.chat(max_tokens=12)["usage"]["completion_tokens"])
+
+    with serving(tiny_server(folder)) as server:
+        callers = [threading.Thread(target=caller) for _ in range(4)]
+        for thread in callers:
+            thread.start()
+        for thread in callers:
+            thread.join(120)
+        server.until("packed")
+        lengths.append(server.chat(max_tokens=12)["usage"]["completion_tokens"])
+        status = server.status()
+        since = status["packing"]["since_start"]
+        assert lengths == [12] * len(lengths) and sum(since.values()) == len(lengths)
+        assert since["exact"] > 0 < since["packed"]
+        assert status["counters"]["finished_requests"] == len(lengths) and not status["counters"].get("failed_requests")
+        assert_empty(server)
+
+
 def assert_empty(server: Service) -> None:
     """Nothing of the exact store is left, and the packed one's books balance."""
 
