@@ -12,7 +12,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.errors import CodecError
-from quant_core.slices import Clock, Progress, mapped
+from quant_core.slices import Clock, Progress, mapped, run
 
 # A window shorter than this reads no coded page at the default settings and is not worth keeping.
 MIN_WINDOW_LEN = 160
@@ -27,10 +27,21 @@ CPU_STEPS, GPU_STEPS = 1, 8
 CPU_ROWS, MAX_GPU_ROWS = 32, 256
 # Of a GPU's memory, what their caches may take.
 GPU_CACHE_SHARE = 1 / 64
+# Pieces tokenised in one slice: some 10 ms.
+PIECES_PER_SLICE = 8
+# Characters taken for one token of a window where there are far more; no text of one's own has so long tokens.
+STRETCH_CHARS_PER_TOKEN = 16
 
 
 def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_len: int) -> list[list[int]]:
-    """At most `num_samples` windows of `sample_len` tokens, spread evenly over all texts.
+    """`text_window_slices` in one go."""
+    return run(text_window_slices(tokenizer, texts, num_samples, sample_len))
+
+
+def text_window_slices(
+    tokenizer: Any, texts: Sequence[str], num_samples: int, sample_len: int
+) -> Generator[Progress, None, list[list[int]]]:
+    """At most `num_samples` windows of `sample_len` tokens, spread evenly over all texts; yields every few pieces.
 
     Long texts are cut; short ones (chat messages, lines) follow one another in a window.
 
@@ -41,8 +52,14 @@ def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_
     body = sample_len - len(prefix)
     windows: list[list[int]] = []
     rest: list[int] = []
+    clock, total, done, num_pieces = Clock("text"), max(1, sum(map(len, texts))), 0, 0
     for text in texts:
-        tokens = [t for piece in _pieces(text) for t in tokenizer.encode(piece, add_special_tokens=False)]
+        tokens: list[int] = []
+        for piece in _pieces(text):
+            tokens += tokenizer.encode(piece, add_special_tokens=False)
+            done, num_pieces = done + len(piece), num_pieces + 1
+            if num_pieces % PIECES_PER_SLICE == 0:
+                yield clock.at(done / total, "reading the calibration text")
         cut = len(tokens) - len(tokens) % body
         windows += [tokens[i : i + body] for i in range(0, cut, body)]
         rest += tokens[cut:]
@@ -56,6 +73,19 @@ def text_windows(tokenizer: Any, texts: Sequence[str], num_samples: int, sample_
     step = max(1.0, len(long_enough) / num_samples)
     picked = [long_enough[int(i * step)] for i in range(min(num_samples, len(long_enough)))]
     return [prefix + w for w in picked]
+
+
+def thinned(texts: Sequence[str], num_samples: int, sample_len: int) -> list[str]:
+    """The texts, or where they are far longer than what the windows take, as many stretches spread evenly over them.
+
+    So megabytes are neither tokenised nor kept for the few thousand tokens that a calibration reads.
+    """
+    stretch, total = STRETCH_CHARS_PER_TOKEN * sample_len, sum(map(len, texts))
+    if total <= 2 * num_samples * stretch:
+        return list(texts)
+    whole = "\n".join(texts) if len(texts) > 1 else texts[0]
+    starts = (i * total // num_samples for i in range(num_samples))
+    return [whole[start : start + stretch] for start in starts]
 
 
 def _pieces(text: str) -> list[str]:

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from quant_core.calibrate.presets import sizes_of
 from quant_core.calibrate.procedure import CalibrationResult, calibrate
-from quant_core.calibrate.windows import builtin_windows, text_windows
+from quant_core.calibrate.windows import builtin_windows, text_window_slices, thinned
 from quant_core.errors import CodecError
 from quant_core.slices import Progress, mapped
 from server.calibration.options import JobOptions
@@ -66,7 +66,8 @@ def written_windows(model: Any, tokenizer: Any, options: JobOptions) -> Generato
     sizes = sizes_of(options)
     windows: Windows = []
     if options.texts:
-        windows += text_windows(tokenizer, options.texts, sizes.num_samples, sizes.sample_len)
+        texts = thinned(options.texts, sizes.num_samples, sizes.sample_len)
+        windows += yield from text_window_slices(tokenizer, texts, sizes.num_samples, sizes.sample_len)
     if options.builtin and len(windows) < sizes.num_samples:
         missing = sizes.num_samples - len(windows)
         windows += yield from builtin_windows(model, tokenizer, missing, sizes.sample_len, options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from quant_core.calibrate.layers import survey_layers
 from quant_core.calibrate.options import CalibrationOptions
 from quant_core.calibrate.procedure import calibrate
 from quant_core.calibrate.report import GateError
-from quant_core.calibrate.windows import builtin_prompts, builtin_windows, text_windows
+from quant_core.calibrate.windows import builtin_prompts, builtin_windows, text_window_slices, text_windows, thinned
 from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
 from quant_core.slices import Progress, run
@@ -183,6 +184,31 @@ def test_builtin_prompts_are_many_and_diverse() -> None:
     prompts = builtin_prompts()
     assert 60 <= len(prompts) == len(set(prompts))
     assert min(map(len, prompts)) > 20
+
+
+def test_megabytes_of_text_are_read_in_short_slices(tmp_path: Path) -> None:
+    """8 MB at 4,096 windows: more than any preset takes."""
+    tokenizer = tiny_tokenizer(tmp_path)
+    text = "The quick brown fox, 12 of them, jumps over the lazy dog.\n" * 140_000
+    slices, longest, begin = text_window_slices(tokenizer, [text[:1_000_000]], 4096, 512), 0.0, time.monotonic()
+    for progress in slices:
+        longest, begin = max(longest, time.monotonic() - begin), time.monotonic()
+        assert 0 <= progress.fraction <= 1
+    assert longest < 0.5  # the whole takes some seconds
+
+
+def test_texts_far_longer_than_the_windows_are_thinned_evenly(tmp_path: Path) -> None:
+    lines = [f"line {i} of many lines\n" for i in range(200_000)]
+    text = "".join(lines)
+    stretches = thinned([text], 8, 512)
+    assert len(stretches) == 8 and sum(map(len, stretches)) < 100_000
+    starts = [text.index(s) / len(text) for s in stretches]
+    assert starts == pytest.approx([i / 8 for i in range(8)], abs=0.01)
+    windows = text_windows(tiny_tokenizer(tmp_path), stretches, 8, 512)
+    assert [len(w) for w in windows] == [512] * 8
+    short = ["a", "b"]
+    assert thinned(short, 8, 512) == short
+    assert len(thinned(lines, 8, 512)) == 8
 
 
 def test_text_windows_cut_long_texts_and_join_short_ones(tmp_path: Path) -> None:
