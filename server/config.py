@@ -83,6 +83,7 @@ class PrefixCacheConfig(_Section):
     """Beginnings of prompts, kept for reuse."""
 
     shared: bool = False
+    disk_bytes: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 
 
 class CalibrationConfig(_Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,18 @@ from quant_core.cache.plain_store import CacheCost, cache_costs, check_batchable
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
+from quant_core.cache.snapshot_bytes import (
+    pack_tree,
+    page_bytes,
+    page_names,
+    restore_pages,
+    restore_states,
+    unpack_tree,
+)
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.cache.views import PackedLayer
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
+from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.spec import PAGE_SIZE
@@ -289,7 +298,9 @@ class PackedStore:
         if first.lengths[0] != len(tokens):
             raise PoolError(f"the row holds {first.lengths[0]} tokens, {len(tokens)} were given")
         flush_rows(first.rows, self.arena, self.backend, ahead=1)
-        taken = take_snapshot(caches, tokens, self.arena, self.codec.window)
+        return self._kept(take_snapshot(caches, tokens, self.arena, self.codec.window))
+
+    def _kept(self, taken: PackedSnapshot) -> PackedSnapshot | None:
         if self.plan.snapshot_bytes + taken.nbytes > self.plan.max_snapshot_bytes:
             taken.release()
             return None
@@ -298,6 +309,44 @@ class PackedStore:
         self._snapshots.add(taken)
         taken.on_release = self._forget
         return taken
+
+    def page_names(self, tokens: TokenIds) -> list[bytes]:
+        """Names of the pages that a snapshot of `tokens` shares."""
+        return page_names(tokens, self.codec.window.num_code_pages(len(tokens)), self.codec.artifact_id)
+
+    def has_page(self, name: bytes) -> bool:
+        """Whether a page of this name is in the pool."""
+        return self.arena.table.find(name) is not None
+
+    def is_released(self, snapshot: PackedSnapshot) -> bool:
+        """Whether a snapshot was given up."""
+        return snapshot.row is None
+
+    def export_page(self, snapshot: PackedSnapshot, index: int) -> bytes:
+        """The codes of a snapshot's page."""
+        assert snapshot.row is not None  # the caller asked
+        return page_bytes(self.arena, snapshot.row.pages[index])
+
+    def export_state(self, snapshot: PackedSnapshot) -> bytes:
+        """Exact tails, sinks, and caches of layers that are not packed."""
+        tails = {str(i): list(t.arrays) for i, t in snapshot.tails.items()}
+        return pack_tree({"tails": tails, "others": {str(i): c.state for i, c in snapshot.others.items()}})
+
+    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> PackedSnapshot | None:
+        """The snapshot of `tokens` from exported bytes; None: there is no room for it now.
+
+        Raises:
+            PoolError: the bytes are of another model.
+        """
+        found = unpack_tree(state)
+        tails = {int(i): RingArrays(*arrays) for i, arrays in found["tails"].items()}
+        others = {i: c for i, c in enumerate(make_prompt_cache(self._model)) if i not in self.layers}
+        restore_states(others, {int(i): other for i, other in found["others"].items()})
+        row = restore_pages(self.arena, self.page_names(tokens), pages)
+        if row is None:
+            return None
+        size = self.arena.layout.page_bytes
+        return self._kept(PackedSnapshot(len(tokens), row, tails, others, self.codec.artifact_id, size))
 
     def flush(self, batches: Iterable[Caches]) -> int:
         """Write the complete pages of these batches if any is due."""

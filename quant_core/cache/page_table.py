@@ -191,6 +191,10 @@ class PageTable:
         """The name of a page, if it has one."""
         return self._names.get(page)
 
+    def find(self, name: bytes) -> int | None:
+        """The page of a name."""
+        return self._named.get(name)
+
     def canonical(self, page: int, name: bytes) -> int:
         """Name `page`, or find the page that already has the name; the caller swaps its reference to the answer."""
         return self._named.setdefault(name, page) if self._set_name(page, name) else self._named[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
+from quant_core.cache.snapshot_bytes import pack_tree, restore_states, unpack_tree
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.errors import PoolError, SpecError
 
@@ -183,6 +184,40 @@ class PlainStore:
         # An extracted row is lazy and would keep its whole batch alive.
         mx.eval([a for c in caches for _, a in tree_flatten(c.state) if isinstance(a, mx.array)])
         return PlainSnapshot(self, caches, len(tokens))
+
+    def page_names(self, tokens: TokenIds) -> list[bytes]:
+        """None: there are no pages."""
+        return []
+
+    def has_page(self, name: bytes) -> bool:
+        """False: there are no pages."""
+        return False
+
+    def is_released(self, snapshot: PlainSnapshot) -> bool:
+        """Whether a snapshot was given up."""
+        return not snapshot.caches
+
+    def export_page(self, snapshot: PlainSnapshot, index: int) -> bytes:
+        """Never asked for.
+
+        Raises:
+            PoolError: always.
+        """
+        raise PoolError("an exact cache has no pages")
+
+    def export_state(self, snapshot: PlainSnapshot) -> bytes:
+        """Every layer's cache."""
+        return pack_tree([c.state for c in snapshot.caches])
+
+    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> PlainSnapshot | None:
+        """The snapshot of `tokens` from exported bytes; None: there is no room for it now.
+
+        Raises:
+            PoolError: the bytes are of another model.
+        """
+        caches = make_prompt_cache(self._model)
+        restore_states(dict(enumerate(caches)), dict(enumerate(unpack_tree(state))))
+        return self.snapshot(caches, tokens)
 
     def flush(self, batches: Iterable[Caches]) -> int:
         """Nothing is written aside."""

@@ -132,6 +132,31 @@ class KVStore(Protocol):
     def snapshot(self, caches: Caches, tokens: TokenIds) -> Snapshot | None:
         """A snapshot of an extracted single row that holds exactly `tokens`, evaluated; None when it does not fit."""
 
+    def page_names(self, tokens: TokenIds) -> list[bytes]:
+        """Names of the pages that a snapshot of `tokens` shares; none where there are no pages."""
+
+    def has_page(self, name: bytes) -> bool:
+        """Whether a page of this name is in memory."""
+
+    def is_released(self, snapshot: Any) -> bool:
+        """Whether a snapshot was given up."""
+
+    def export_page(self, snapshot: Any, index: int) -> bytes:
+        """The codes of a snapshot's page."""
+
+    def export_state(self, snapshot: Any) -> bytes:
+        """What a snapshot holds besides shared pages."""
+
+    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> Snapshot | None:
+        """The snapshot of `tokens` from exported bytes, `pages` by name where they are not in memory.
+
+        Returns:
+            None: there is no room for it now.
+
+        Raises:
+            PoolError: the bytes are of another model or version.
+        """
+
     def flush(self, batches: Iterable[Caches]) -> int:
         """Write the complete pages of these batch caches when any is due. Between two engine steps. Pages written."""
 

@@ -16,6 +16,7 @@ from quant_core.cache.store import Caches, KVStore, LayerProof
 from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
+from server.engine.disk_prefixes import DiskPrefixes
 from server.engine.generation import hold_rows
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
@@ -59,6 +60,7 @@ class Batch:
         prefixes: snapshots of all artifacts.
         min_chunk: prompt tokens a step below which no further long prompt is read beside others.
         keep_wired_limit: leave the wired limit that BatchGenerator sets in place.
+        disk: where snapshots outlive the process, if they do.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class Batch:
         prefixes: PrefixCache,
         min_chunk: int,
         keep_wired_limit: bool,
+        disk: DiskPrefixes | None = None,
     ) -> None:
         self.store = store
         self.rows: dict[int, RunningChoice] = {}
         self.proof: tuple[LayerProof, ...] | None = None
         self._model = ScoringModel(served.model)
         self._served = served
-        self.prefixes = StorePrefixes(store, prefixes)
+        self.prefixes = StorePrefixes(store, prefixes, disk)
         self._min_chunk = min_chunk
         self._keep_wired_limit = keep_wired_limit
         self._max_readers = MAX_READERS if reads_side_by_side(served.model) else 1
@@ -136,7 +139,7 @@ class Batch:
         return running
 
     def reads_beginning_of(self, request: GenerationRequest) -> bool:
-        """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
+        """Whether a beginning of this prompt is on its way, and the request should wait for it."""
         return self.prefixes.is_being_read(request, self.running(), self._cut)
 
     def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:

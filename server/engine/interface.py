@@ -13,6 +13,7 @@ from server.engine.prefix_cache import PrefixStats
 from server.engine.request import EngineEvent, GenerationRequest
 from server.grammar.compile import GrammarCompiler
 from server.model.embedder import Embedder
+from server.prefix_disk.disk import DiskStats
 
 T = TypeVar("T")
 StateName = Literal["loading", "testing", "calibrating", "ready", "unready", "draining", "failed"]
@@ -98,6 +99,7 @@ class EngineStatus(EngineState):
     # The latest measurement with conversations running: what they took is still to be seen when they are over.
     kv_last_busy: KVStatus | None = None
     prefixes: PrefixStats | None = None
+    disk: DiskStats | None = None
     counters: dict[str, float] = field(default_factory=dict)
 
 

@@ -39,6 +39,9 @@ Startup = Callable[[], Generator[Any, None, Loaded]]
 
 # How often a full engine without rows looks at its queue again (queue timeouts).
 POLL_S = 0.2
+# How often an idle engine goes on writing prefixes to the disk, and how long it does so at the end.
+WRITE_POLL_S = 0.005
+FLUSH_S = 5.0
 
 
 class EngineLoop:
@@ -202,6 +205,8 @@ class EngineLoop:
             self._counters.add_step(self._inputs.generated(given))
             if work.num_generated or work.num_prompt:
                 self._activity.touch()
+        if scheduler.disk is not None:
+            scheduler.disk.write(busy=busy)
         self._jobs.advance(given, idle=not busy)
         scheduler.retire()
         self._publish(fresh=scheduler.num_rows == 0)
@@ -236,6 +241,9 @@ class EngineLoop:
         scheduler = Scheduler(loaded, self._config, self._waiting, self._counters, self._life.forget)
         self._scheduler = scheduler
         scheduler.grammars.warm_up()
+        if loaded.disk is not None:
+            # What comes from the disk wakes a sleeping engine.
+            loaded.disk.on_read = lambda: self._post(lambda: None)
         if loaded.store is None:
             self._life.state = EngineState("unready", loaded.detail)
         else:
@@ -251,6 +259,8 @@ class EngineLoop:
                 mx.clear_cache()
             # Requests may wait with no row running only while draining or for their timeout.
             timeout = POLL_S if len(self._waiting) or self._life.is_draining else next_slice_s
+            if self._scheduler is not None and self._scheduler.disk is not None and self._scheduler.disk.has_writes:
+                timeout = WRITE_POLL_S
             try:
                 self._commands.get(timeout=timeout)()
             except queue.Empty:
@@ -286,6 +296,9 @@ class EngineLoop:
         self._jobs.cancel_all()
         if self._scheduler is not None:
             self._scheduler.abort_all(SHUTTING_DOWN)
+            if self._scheduler.disk is not None:
+                self._scheduler.disk.flush(FLUSH_S)
+                self._scheduler.disk.disk.close()
         self._life.close(lambda request_id: AbortEvent(request_id, SHUTTING_DOWN))
         self._publish(fresh=True)
         # Worker threads of this thread's streams that outlive it would abort the interpreter's exit.

@@ -115,18 +115,25 @@ class PrefixCache:
         node.last_used = self._clock
         return True
 
-    def keep(self, space: PrefixSpace, tokens: Tokens, take: Callable[[], Snapshot | None]) -> bool:
+    def keep(
+        self,
+        space: PrefixSpace,
+        tokens: Tokens,
+        take: Callable[[], Snapshot | None],
+        cause: EvictionCause = "snapshots",
+        max_evicted: int = MAX_EVICTED_FOR_ONE,
+    ) -> Snapshot | None:
         """Take and keep a snapshot of `tokens`, in the place of others if it does not fit otherwise."""
-        for _ in range(MAX_EVICTED_FOR_ONE + 1):
+        for _ in range(max_evicted + 1):
             snapshot = take()
             if snapshot is not None:
                 self._insert(space, tokens, snapshot)
                 self.has_room = True
-                return True
-            if not self.evict("snapshots"):
+                return snapshot
+            if not self.evict(cause):
                 break
         self.has_room = False
-        return False
+        return None
 
     def evict(self, cause: EvictionCause, spare: Snapshot | None = None) -> bool:
         """Drop the snapshot, other than `spare`, that saves least for its bytes; False when there is none.

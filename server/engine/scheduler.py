@@ -17,6 +17,7 @@ from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, pre
 from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
+from server.engine.disk_prefixes import DiskPrefixes
 from server.engine.prefill_budget import prefill_budget
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
@@ -26,6 +27,7 @@ from server.errors import ConflictError
 from server.grammar.compile import GrammarCompiler
 from server.memory.budget import model_bytes
 from server.model.embedder import Embedder
+from server.prefix_disk.disk import PrefixDisk
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class Loaded:
         store: where caches come from; None leaves the engine unready until one is activated.
         detail: why there is no store, and the remedy.
         embedder: makes text embeddings, if the server is to.
+        disk: where prefixes outlive the process; closed by the engine.
+        fingerprint: of the model, which stored prefixes are named by.
+        exact_on_disk: whether prefixes of exact caches go to disk; not while a packed cache is still to come.
     """
 
     model: Any
@@ -62,6 +67,9 @@ class Loaded:
     store: KVStore | None
     detail: str = ""
     embedder: Embedder | None = None
+    disk: PrefixDisk | None = None
+    fingerprint: str = ""
+    exact_on_disk: bool = True
 
 
 class Scheduler:
@@ -88,6 +96,9 @@ class Scheduler:
         self.batches: list[Batch] = []
         self.active: Batch | None = None
         self.prefixes = PrefixCache()
+        self.disk: DiskPrefixes | None = None
+        if loaded.disk is not None:
+            self.disk = DiskPrefixes(loaded.disk, self.prefixes, loaded.fingerprint, exact=loaded.exact_on_disk)
         self.limits = Limits(loaded.context_len, logits_width(loaded.model), config.max_num_seqs)
         eos_ids = tuple(sorted(loaded.tokenizer.eos_token_ids))
         self.grammars = GrammarCompiler(loaded.tokenizer, self.limits.vocab_size, eos_ids)
@@ -137,7 +148,7 @@ class Scheduler:
                     code="too_many_live_artifacts",
                 )
             keep = self._config.wired_limit == "auto"
-            known = Batch(self._served, store, self.prefixes, min_chunk(), keep)
+            known = Batch(self._served, store, self.prefixes, min_chunk(), keep, self.disk)
             self.batches.append(known)
         self._leave(known)
         self.active = known
@@ -269,6 +280,8 @@ class Scheduler:
 
     def _end(self, ticket: Ticket, event: EngineEvent | None) -> None:
         self._running.pop(ticket.request.request_id, None)
+        if self.disk is not None:
+            self.disk.forget(ticket.request.request_id)
         self._blocked = None
         if event is not None:
             ticket.put(event)

@@ -91,5 +91,6 @@ class StatusBuilder:
             kv=kv,
             kv_last_busy=self._kv.last_busy,
             prefixes=scheduler.prefixes.stats(),
+            disk=scheduler.disk.disk.stats() if scheduler.disk is not None else None,
             counters=self._counters.copy(),
         )

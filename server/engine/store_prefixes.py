@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 
 from quant_core.cache.store import Caches, KVStore
 from server.engine.admission import Admission, find_prefix, prefix_space
+from server.engine.disk_prefixes import REGULAR_ON_DISK, DiskPrefixes
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_history import Tokens
 from server.engine.request import GenerationRequest
 from server.engine.rows import RunningRequest
 from server.engine.shared_beginning import is_being_read
-from server.engine.snapshot_spacing import regular_spacing, snapshot_positions
+from server.engine.snapshot_spacing import SPACING, regular_spacing, snapshot_positions
 
 
 class StorePrefixes:
@@ -21,9 +22,10 @@ class StorePrefixes:
         keeps: whether snapshots are taken; not of a store that gets no new requests.
     """
 
-    def __init__(self, store: KVStore, prefixes: PrefixCache) -> None:
+    def __init__(self, store: KVStore, prefixes: PrefixCache, disk: DiskPrefixes | None = None) -> None:
         self._store = store
         self._prefixes = prefixes
+        self._disk = disk
         self.keeps = True
 
     def positions(self, request: GenerationRequest, admission: Admission) -> tuple[tuple[int, ...], int | None]:
@@ -45,22 +47,25 @@ class StorePrefixes:
         space = prefix_space(running.request, self._store)
         if self.keeps and not self._prefixes.has(space, tokens):
             caches = extract()
-            self._prefixes.keep(space, tokens, lambda: self._store.snapshot(caches, tokens))
+            snapshot = self._prefixes.keep(space, tokens, lambda: self._store.snapshot(caches, tokens))
+            # A regular one is likely to lie inside a longer one that goes to disk.
+            is_inner = len(tokens) < len(running.request.prompt) and len(tokens) not in running.positions
+            is_regular = is_inner and len(tokens) % REGULAR_ON_DISK >= SPACING
+            if snapshot is not None and self._disk is not None and not is_regular:
+                self._disk.offer(self._store, space, tokens, snapshot)
 
     def is_being_read(
         self, request: GenerationRequest, running: Iterable[RunningRequest], cut: Callable[[RunningRequest, int], None]
     ) -> bool:
-        """Whether a running prompt is reading a beginning of this one, which should wait for its snapshot."""
-        if not self.keeps or not self._prefixes.has_room or request.sampling.prompt_logprobs is not None:
+        """Whether a beginning of this prompt comes from the disk, or is being read for another, and is worth a wait."""
+        if not self.keeps or request.sampling.prompt_logprobs is not None:
             return False
-        space = prefix_space(request, self._store)
-        readers = [
-            r
-            for r in running
-            if prefix_space(r.request, self._store) == space and r.num_read < len(r.request.prompt) - 1
-        ]
-        if not readers:
+        space, name = prefix_space(request, self._store), request.request_id
+        reading = [r for r in running if r.num_read < len(r.request.prompt) - 1]
+        readers = [r for r in reading if prefix_space(r.request, self._store) == space]
+        if self._disk is not None and self._disk.is_reading(name, self._store, space, request.tokens):
+            return True
+        if not readers or not self._prefixes.has_room:
             return False
         found = find_prefix(request, self._store, self._prefixes)
-        cached = found.length if found is not None else 0
-        return is_being_read(request.request_id, request.tokens, cached, readers, cut)
+        return is_being_read(name, request.tokens, found.length if found is not None else 0, readers, cut)

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from server.engine.interface import STATES, Engine, EngineStatus, KVStatus
 from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.engine.request import FinishEvent
+from server.prefix_disk.disk import DiskStats
 
 Outcome = Literal["ok", "error", "aborted", "rejected"]
 
@@ -125,6 +126,8 @@ class EngineCollector(Collector):
             yield from _kv_families(status.kv)
         if status.prefixes is not None:
             yield from _prefix_families(status.prefixes)
+        if status.disk is not None:
+            yield from _disk_families(status.disk)
         yield from _counter_families(status)
 
 
@@ -163,6 +166,20 @@ def _prefix_families(prefixes: PrefixStats) -> Iterator[Metric]:
     yield evicted
     yield _gauge("vecinfer_prefix_snapshots", "Snapshots in memory", prefixes.num_snapshots)
     yield _gauge("vecinfer_prefix_snapshot_bytes", "Their bytes besides shared pages", prefixes.nbytes)
+
+
+def _disk_families(disk: DiskStats) -> Iterator[Metric]:
+    yield _gauge("vecinfer_prefix_disk_prefixes", "Prefixes on disk", disk.num_prefixes)
+    yield _gauge("vecinfer_prefix_disk_bytes", "Bytes of prefixes on disk", disk.nbytes)
+    yield _gauge("vecinfer_prefix_disk_budget_bytes", "What they may take", disk.max_bytes)
+    for name, text, value in (
+        ("reads", "Prefixes read from disk", disk.num_reads),
+        ("read_bytes", "Bytes read from disk", disk.num_read_bytes),
+        ("written_bytes", "Bytes written to disk", disk.num_written_bytes),
+        ("evictions", "Prefixes dropped from disk for newer ones", disk.num_evicted),
+        ("damaged", "Objects on disk that were not what was written", disk.num_damaged),
+    ):
+        yield CounterMetricFamily(f"vecinfer_prefix_disk_{name}", text, value=value)
 
 
 def _counter_families(status: EngineStatus) -> Iterator[Metric]:

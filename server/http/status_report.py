@@ -13,6 +13,7 @@ from server.calibration.packing import PackingStatus
 from server.engine.interface import EngineStatus, KVStatus
 from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.http.context import AppContext
+from server.prefix_disk.disk import DiskStats
 
 PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
 
@@ -43,7 +44,7 @@ def status_report(context: AppContext) -> dict[str, Any]:
         "kv": None if status.kv is None else _kv(status.kv),
         "kv_last_busy": None if status.kv_last_busy is None else _kv(status.kv_last_busy),
         "layers": _layers(status),
-        "prefix_cache": None if status.prefixes is None else _prefixes(status.prefixes),
+        "prefix_cache": None if status.prefixes is None else _prefixes(status.prefixes, status.disk),
         "counters": dict(status.counters),
         "versions": {"python": platform.python_version(), **_versions()},
         "uptime_s": round(time.time() - context.started_at, 1),
@@ -102,7 +103,7 @@ def _kv(kv: KVStatus) -> dict[str, Any]:
     }
 
 
-def _prefixes(prefixes: PrefixStats) -> dict[str, Any]:
+def _prefixes(prefixes: PrefixStats, disk: DiskStats | None) -> dict[str, Any]:
     return {
         "snapshots": prefixes.num_snapshots,
         "bytes": prefixes.nbytes,
@@ -110,6 +111,20 @@ def _prefixes(prefixes: PrefixStats) -> dict[str, Any]:
         "misses": prefixes.num_misses,
         "saved_tokens": prefixes.num_saved_tokens,
         "evicted": {cause: prefixes.num_evicted.get(cause, 0) for cause in EVICTION_CAUSES},
+        "disk": None if disk is None else _disk(disk),
+    }
+
+
+def _disk(disk: DiskStats) -> dict[str, int]:
+    return {
+        "prefixes": disk.num_prefixes,
+        "bytes": disk.nbytes,
+        "max_bytes": disk.max_bytes,
+        "reads": disk.num_reads,
+        "read_bytes": disk.num_read_bytes,
+        "written_bytes": disk.num_written_bytes,
+        "evicted": disk.num_evicted,
+        "damaged": disk.num_damaged,
     }
 
 

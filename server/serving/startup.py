@@ -27,6 +27,7 @@ from server.model.embedder import Embedder
 from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 from server.output.format import check_format_name
+from server.prefix_disk.disk import budget, open_disk
 from server.serving.stores import StoreMaker, describe
 
 
@@ -69,13 +70,19 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
     name = config.model.served_name or model.model_id
     maker = StoreMaker(config, model.model, context_len)
 
+    fingerprint = model_fingerprint(model.model)
+
     def loaded(store: KVStore) -> Loaded:
-        return Loaded(model.model, model.tokenizer, name, context_len, store, embedder=embedder)
+        folder, is_exact = user_data_dir(config) / "prefixes", config.kv_cache.method == "fp16"
+        disk = open_disk(folder, budget(config.prefix_cache.disk_bytes, folder))
+        return Loaded(
+            model.model, model.tokenizer, name, context_len, store, embedder=embedder,
+            disk=disk, fingerprint=fingerprint, exact_on_disk=is_exact,
+        )  # fmt: skip
 
     if config.kv_cache.method == "fp16":
         return StartedModel(loaded(maker.exact_store()), "exact caches of mlx-lm, not packed (kv_cache.method: fp16)")
     _check_window(config, context_len)
-    fingerprint = model_fingerprint(model.model)
     found = yield from _find_codec(config, model, artifacts, fingerprint)
     if found.codec is not None and (_is_blocking(config) or maker.unproven(found.codec) is None):
         store = yield from maker.proven_store(found.codec)

@@ -18,8 +18,8 @@ ORDER = {
     ),
     "server": (
         "errors", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers", "terminal",
-        "grammar", "output", "model", "memory", "engine", "calibration", "doctor", "http", "serving", "launchd",
-        "measure", "commands", "cli",
+        "grammar", "output", "model", "memory", "prefix_disk", "engine", "calibration", "doctor", "http", "serving",
+        "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip
 Arrow = tuple[str, str]

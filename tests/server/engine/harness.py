@@ -22,6 +22,7 @@ from server.engine.request import (
     TokenEvent,
     is_terminal,
 )
+from server.prefix_disk.disk import PrefixDisk
 
 CONTEXT_LEN = 1024
 
@@ -60,6 +61,8 @@ def serving(
     store: Callable[[], KVStore] | None = None,
     exits: Exits | None = None,
     context_len: int = CONTEXT_LEN,
+    disk: PrefixDisk | None = None,
+    fingerprint: str = "",
     **engine: Any,
 ) -> Iterator[EngineLoop]:
     """A ready engine; afterwards nothing may be held but snapshots, and the store's books must balance."""
@@ -68,7 +71,7 @@ def serving(
     def start_up() -> Generator[Phase, None, Loaded]:
         yield Phase("load", "tiny", 0.5)
         stores.append(store() if store is not None else PlainStore(model, 64 << 20, 8))
-        return Loaded(model, tokenizer, "tiny", context_len, stores[0])
+        return Loaded(model, tokenizer, "tiny", context_len, stores[0], disk=disk, fingerprint=fingerprint)
 
     loop = EngineLoop(config(**engine), start_up, exit_process=exits or Exits(), exit_grace_s=0.0)
     loop.start()

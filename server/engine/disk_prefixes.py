@@ -1,0 +1,234 @@
+"""Prefixes that outlive the process: snapshots written behind in slices, and read back before their request starts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from quant_core.cache.store import KVStore, Snapshot
+from quant_core.errors import PoolError
+from server.engine.prefix_cache import PrefixCache, PrefixSpace
+from server.engine.prompt_history import Tokens
+from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
+from server.prefix_disk.catalogue import StoredPrefix
+from server.prefix_disk.disk import PrefixDisk
+from server.prefix_disk.objects import DamagedObjectError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "1"
+# A shorter one is read again as fast.
+MIN_STORED_TOKENS = 128
+# Of the regular snapshots inside a prompt only these go to disk: a tail costs as much as 500 packed tokens.
+REGULAR_ON_DISK = 2048
+# Bytes copied out per step: beside conversations little enough for 2 % of a step's time, and much while idle.
+BUSY_SLICE_BYTES = 1 << 20
+IDLE_SLICE_BYTES = 16 << 20
+# Snapshots that may wait to be written; the oldest is given up for a newer one.
+MAX_JOBS = 16
+# Snapshots given up so that one from disk finds room.
+MAX_EVICTED_FOR_STORED = 64
+
+
+@dataclass(eq=False)
+class _Write:
+    """A snapshot on its way to the disk."""
+
+    store: KVStore
+    space: PrefixSpace
+    tokens: Tokens
+    snapshot: Snapshot
+    pages: list[bytes]
+    next_page: int = 0
+
+
+@dataclass(eq=False)
+class _Read:
+    """A prefix on its way from the disk; `pages` are the names of those that come with it."""
+
+    prefix: StoredPrefix
+    pages: list[bytes]
+    parts: Future[list[bytes]]
+    tokens: Tokens
+
+
+class DiskPrefixes:
+    """The disk tier as the engine uses it. MLX thread only.
+
+    Args:
+        disk: the tier.
+        prefixes: snapshots in memory.
+        fingerprint: of the model; the stored prefixes of others are not seen.
+        exact: whether prefixes of exact caches are written, which are as large as float16 is.
+    """
+
+    def __init__(self, disk: PrefixDisk, prefixes: PrefixCache, fingerprint: str, *, exact: bool = True) -> None:
+        self.disk = disk
+        self._exact = exact
+        self._prefixes = prefixes
+        self._fingerprint = fingerprint
+        self._writes: deque[_Write] = deque()
+        self._reads: dict[bytes, _Read] = {}
+        self._looked_up: dict[str, bytes | None] = {}
+
+    @property
+    def has_writes(self) -> bool:
+        """Whether snapshots wait to be written."""
+        return bool(self._writes)
+
+    # To the disk
+
+    def offer(self, store: KVStore, space: PrefixSpace, tokens: Tokens, snapshot: Snapshot) -> None:
+        """Write a snapshot behind, unless it is too short or there already."""
+        if space.artifact_id is None and not self._exact:
+            return
+        if len(tokens) < MIN_STORED_TOKENS or self.disk.catalogue.get(self._name(space, tokens)) is not None:
+            return
+        while len(self._writes) >= MAX_JOBS:
+            self._writes.popleft()
+        self._writes.append(_Write(store, space, tokens, snapshot, store.page_names(tokens)))
+
+    def write(self, *, busy: bool) -> None:
+        """Copy a slice of what waits to be written."""
+        left = BUSY_SLICE_BYTES if busy else IDLE_SLICE_BYTES
+        while self._writes and left > 0 and self.disk.takes_more:
+            job = self._writes[0]
+            if job.store.is_released(job.snapshot):
+                self._writes.popleft()
+                continue
+            left -= self._write_one(job)
+
+    def flush(self, timeout_s: float) -> None:
+        """Write all that waits, for so long at most."""
+        deadline = time.monotonic() + timeout_s
+        while self._writes and time.monotonic() < deadline:
+            self.write(busy=False)
+            if not self.disk.takes_more:
+                time.sleep(0.01)
+
+    def _write_one(self, job: _Write) -> int:
+        """Copy out the next page that is not on disk, or at last the rest; the bytes copied."""
+        artifact = job.space.artifact_id
+        while job.next_page < len(job.pages):
+            index = job.next_page
+            job.next_page += 1
+            name = self._page(artifact, job.pages[index])
+            if not self.disk.has_page(name):
+                parent = self._page(artifact, job.pages[index - 1]) if index else None
+                payload = job.store.export_page(job.snapshot, index)
+                self.disk.offer_page(name, parent, payload)
+                return len(payload)
+        self._writes.popleft()
+        payload = job.store.export_state(job.snapshot)
+        page = self._page(artifact, job.pages[-1]) if job.pages else None
+        space, name = self._space(job.space), self._name(job.space, job.tokens)
+        label = f"{self._fingerprint[:12]} {artifact or 'exact'}"
+        prefix = StoredPrefix(name, space, label, len(job.tokens), page, len(payload), time.time())
+        self.disk.offer_prefix(prefix, payload, [n for n, _ in self._stored(job.space, job.tokens[:-1])])
+        return len(payload)
+
+    # From the disk
+
+    def is_reading(self, request_id: str, store: KVStore, space: PrefixSpace, prompt: Tokens) -> bool:
+        """Whether a longer beginning than memory has is on its way from the disk; asked until it is not.
+
+        What has come is put into memory here, and nothing is looked up twice for a request.
+        """
+        if request_id not in self._looked_up:
+            self._looked_up[request_id] = self._begin_read(store, space, prompt)
+        name = self._looked_up[request_id]
+        read = self._reads.get(name) if name is not None else None
+        if read is None or name is None:
+            return False
+        if not read.parts.done():
+            return True
+        del self._reads[name]
+        self._take(store, space, read)
+        return False
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._looked_up.pop(request_id, None)
+
+    def _begin_read(self, store: KVStore, space: PrefixSpace, prompt: Tokens) -> bytes | None:
+        stored = self._stored(space, prompt[:-1])
+        found = self._prefixes.find(space, prompt)
+        cached = found.length if found is not None else 0
+        if not stored or stored[-1][1] - cached < MIN_SAVED_TOKENS:
+            return None
+        name, length = stored[-1]
+        prefix = self.disk.catalogue.get(name)
+        if prefix is None:
+            return None
+        if name not in self._reads:
+            tokens = prompt[:length]
+            pages = [page for page in store.page_names(tokens) if not store.has_page(page)]
+            parts = self.disk.read(prefix, [self._page(space.artifact_id, page) for page in pages])
+            self._reads[name] = _Read(prefix, pages, parts, tokens)
+        return name
+
+    def _take(self, store: KVStore, space: PrefixSpace, read: _Read) -> None:
+        try:
+            state, *pages = read.parts.result()
+        except DamagedObjectError as error:
+            log.debug("a stored prefix could not be read: %s", error)
+            return
+        contents = dict(zip(read.pages, pages, strict=True))
+        if self._prefixes.has(space, read.tokens):
+            return
+        try:
+            self._prefixes.keep(
+                space,
+                read.tokens,
+                lambda: store.import_snapshot(read.tokens, state, contents),
+                cause="memory",
+                max_evicted=MAX_EVICTED_FOR_STORED,
+            )
+        except PoolError as error:
+            log.warning("a stored prefix does not fit this model and is dropped: %s", error)
+
+    # Names
+
+    def _space(self, space: PrefixSpace) -> bytes:
+        """Of prefixes that fit this model, artifact and owner: recurrent and exact caches are mlx-lm's own."""
+        parts = (FORMAT, self._fingerprint, space.artifact_id or "", version("mlx-lm"), space.owner)
+        return _digest("space", *(part.encode() for part in parts))
+
+    def _name(self, space: PrefixSpace, tokens: Tokens) -> bytes:
+        return _names(self._space(space), tokens, [len(tokens)])[0]
+
+    def _page(self, artifact_id: str | None, name: bytes) -> bytes:
+        return _digest("page", FORMAT.encode(), self._fingerprint.encode(), (artifact_id or "").encode(), name)
+
+    def _stored(self, space: PrefixSpace, tokens: Tokens) -> list[tuple[bytes, int]]:
+        """Names and lengths of the stored prefixes that `tokens` begin with, ascending."""
+        of = self._space(space)
+        lengths = [n for n in self.disk.catalogue.lengths(of) if n <= len(tokens)]
+        found = zip(_names(of, tokens, lengths), lengths, strict=True)
+        return [(name, n) for name, n in found if self.disk.catalogue.get(name) is not None]
+
+
+def _names(space: bytes, tokens: Tokens, lengths: Sequence[int]) -> list[bytes]:
+    """Names of the beginnings of these lengths, ascending, in one pass."""
+    running, start, names = hashlib.blake2b(space, digest_size=16, person=b"vecinfer-prefix"), 0, list[bytes]()
+    little = np.ascontiguousarray(tokens, "<i4")
+    for length in lengths:
+        running.update(little[start:length].tobytes())
+        start = length
+        names.append(running.copy().digest())
+    return names
+
+
+def _digest(kind: str, *parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16, person=f"vecinfer-{kind}".encode()[:16])
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "little") + part)
+    return digest.digest()

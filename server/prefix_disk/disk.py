@@ -1,0 +1,307 @@
+"""Prefixes on disk: written behind by one thread, read by a few, kept within a budget, one server's at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from server.prefix_disk.catalogue import Catalogue, StoredPage, StoredPrefix
+from server.prefix_disk.objects import DamagedObjectError, ObjectFiles
+
+log = logging.getLogger(__name__)
+
+INDEX_FILE, LOCK_FILE, OBJECTS_FOLDER = "index.sqlite3", "lock", "objects"
+MIN_FREE_BYTES = 20 * 10**9
+DEFAULT_BYTES = 10 * 10**9
+# Tails on disk along one conversation: the latest two, and others as far apart as may be. Each costs 500 packed tokens.
+MAX_TAILS = 4
+MAX_TAIL_SHARE = 0.45
+# What may wait to be written, in memory.
+MAX_QUEUED_BYTES = 64 << 20
+NUM_READERS = 4
+# After an error of the disk nothing is written for so long.
+RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class DiskStats:
+    """What the disk tier holds and did."""
+
+    num_prefixes: int
+    nbytes: int
+    max_bytes: int
+    num_reads: int
+    num_written_bytes: int
+    num_read_bytes: int
+    num_evicted: int
+    num_damaged: int
+
+
+def budget(disk_bytes: int | str, folder: Path) -> int:
+    """Bytes of the tier: as configured; "auto" is DEFAULT_BYTES where MIN_FREE_BYTES are free, else none."""
+    if isinstance(disk_bytes, int):
+        return disk_bytes
+    existing = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+    return DEFAULT_BYTES if shutil.disk_usage(existing).free >= MIN_FREE_BYTES else 0
+
+
+def open_disk(folder: Path, max_bytes: int) -> PrefixDisk | None:
+    """The tier in `folder`; None, and a line in the log that says why, where there can be none."""
+    if max_bytes <= 0:
+        return None
+    without = "prefixes are kept in memory only"
+    try:
+        return PrefixDisk(folder, max_bytes)
+    except BlockingIOError:
+        log.warning("%s is in use by another server; %s", folder, without)
+    except (OSError, sqlite3.Error) as error:
+        log.warning("%s cannot be used (%s); %s", folder, error, without)
+    return None
+
+
+class PrefixDisk:
+    """The tier in one folder.
+
+    Raises (at construction):
+        BlockingIOError: another server has it.
+        OSError, sqlite3.Error: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.on_read: Callable[[], object] = lambda: None
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.files = ObjectFiles(folder / OBJECTS_FOLDER)
+            self.files.folder.mkdir(mode=0o700, exist_ok=True)
+            self.catalogue = _opened(folder / INDEX_FILE)
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._offered: set[bytes] = set()
+        self._loose: dict[bytes, StoredPage] = {}
+        # Each is changed by one thread only: the one that offers, the one that writes.
+        self._offered_bytes = self._done_bytes = 0
+        self._quiet_until_s = 0.0
+        self._counts = dict.fromkeys(("reads", "written", "read", "evicted", "damaged"), 0)
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="prefix-read")
+        self._commands.put(self._sweep)
+        self._thread = threading.Thread(target=self._run, name="prefix-disk", daemon=True)
+        self._thread.start()
+
+    # Any thread
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether something may be offered now."""
+        return self._offered_bytes - self._done_bytes < MAX_QUEUED_BYTES and time.monotonic() >= self._quiet_until_s
+
+    def has_page(self, name: bytes) -> bool:
+        """Whether a page is on disk, or on its way."""
+        return name in self._offered or self.catalogue.has_page(name)
+
+    def offer_page(self, name: bytes, parent: bytes | None, payload: bytes) -> None:
+        """Write a page behind; it counts once a prefix that holds it is offered."""
+        self._offered.add(name)
+        self._put(len(payload), lambda: self._write_page(name, parent, payload))
+
+    def offer_prefix(self, prefix: StoredPrefix, payload: bytes, path: Sequence[bytes]) -> None:
+        """Write a prefix's tail behind and list it; `path` names the stored prefixes that it begins with."""
+        self._put(len(payload), lambda: self._write_prefix(prefix, payload, path))
+
+    def read(self, prefix: StoredPrefix, pages: Sequence[bytes]) -> Future[list[bytes]]:
+        """The payloads of the tail and of some of its pages; DamagedObjectError drops what is damaged."""
+        future: Future[list[bytes]] = Future()
+        parts = [self._readers.submit(self.files.read, name) for name in (prefix.name, *pages)]
+
+        def finish() -> None:
+            try:
+                found = [part.result() for part in parts]
+            except DamagedObjectError as error:
+                self._commands.put(lambda: self._drop_damaged((prefix.name, *pages)))
+                future.set_exception(error)
+            else:
+                self._counts["reads"] += 1
+                self._counts["read"] += sum(map(len, found))
+                self._commands.put(lambda: self.catalogue.touch(prefix.name, time.time()))
+                future.set_result(found)
+            self.on_read()
+
+        self._readers.submit(finish)
+        return future
+
+    def stats(self) -> DiskStats:
+        """What is held and was done."""
+        c = self._counts
+        return DiskStats(
+            len(self.catalogue), self.catalogue.num_bytes, self.max_bytes, c["reads"], c["written"], c["read"],
+            c["evicted"], c["damaged"],
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until all that was offered is written."""
+        done = threading.Event()
+        self._commands.put(done.set)
+        done.wait()
+
+    def close(self) -> None:
+        """Write what was offered and let the folder go."""
+        self._commands.put(None)
+        self._thread.join()
+        self._readers.shutdown()
+        self.catalogue.close()
+        os.close(self._lock_file)
+
+    # The thread that writes
+
+    def _put(self, num_bytes: int, write: Callable[[], None]) -> None:
+        self._offered_bytes += num_bytes
+
+        def run() -> None:
+            try:
+                if time.monotonic() >= self._quiet_until_s:
+                    write()
+            finally:
+                self._done_bytes += num_bytes
+
+        self._commands.put(run)
+
+    def _run(self) -> None:
+        while (command := self._commands.get()) is not None:
+            try:
+                command()
+            except (OSError, sqlite3.Error) as error:
+                self._quiet_until_s = time.monotonic() + RETRY_S
+                self._forget_loose()
+                log.warning(
+                    "%s cannot be written (%s); prefixes stay in memory for now, tried again in %.0f s",
+                    self.folder, error, RETRY_S,
+                )  # fmt: skip
+
+    def _write_page(self, name: bytes, parent: bytes | None, payload: bytes) -> None:
+        if self.catalogue.has_page(name):
+            self._offered.discard(name)
+        elif name not in self._loose:
+            self._loose[name] = StoredPage(name, parent, self.files.write(name, payload))
+            self._counts["written"] += len(payload)
+
+    def _write_prefix(self, prefix: StoredPrefix, payload: bytes, path: Sequence[bytes]) -> None:
+        num_bytes = self.files.write(prefix.name, payload)
+        self._counts["written"] += len(payload)
+        chain, name = list[StoredPage](), prefix.page
+        while name is not None and (page := self._loose.get(name)) is not None:
+            chain.append(page)
+            name = page.parent
+        if not self.catalogue.add(replace(prefix, num_bytes=num_bytes), chain[::-1]):
+            # A page was evicted meanwhile, or not written: the next prefix of this prompt brings it again.
+            self.files.delete(prefix.name)
+            self._forget_loose()
+            return
+        for page in chain:
+            del self._loose[page.name]
+            self._offered.discard(page.name)
+        self._thin([*path, prefix.name])
+        self._keep_budget(prefix.name)
+
+    def _thin(self, path: Sequence[bytes]) -> None:
+        """Drop tails of one conversation that lie closest together, and never the latest two."""
+        tails = [p for p in map(self.catalogue.get, path) if p is not None]
+        page_bytes = sum(page.num_bytes for page in self.catalogue.pages_of(tails[-1])) if tails else 0
+        while len(tails) > 2 and (
+            len(tails) > MAX_TAILS or sum(t.num_bytes for t in tails) > MAX_TAIL_SHARE * page_bytes
+        ):
+            lengths = [0, *(t.length for t in tails)]
+            nearest = min(range(len(tails) - 2), key=lambda i: lengths[i + 1] - lengths[i])
+            self._delete([tails.pop(nearest).name])
+
+    def _keep_budget(self, newest: bytes) -> None:
+        while self.catalogue.num_bytes > self.max_bytes:
+            oldest = next((p.name for p in self.catalogue.prefixes() if p.name != newest), newest)
+            self._delete([oldest])
+            self._counts["evicted"] += 1
+            if oldest == newest:
+                return
+
+    def _delete(self, names: Sequence[bytes]) -> None:
+        """Out of the index first: a killed process leaves files that nothing lists, never the reverse."""
+        for name in self.catalogue.remove(names):
+            self.files.delete(name)
+
+    def _drop_damaged(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            if self.catalogue.get(name) is None and not self.catalogue.has_page(name):
+                continue
+            try:
+                self.files.read(name)
+            except DamagedObjectError as error:
+                self._counts["damaged"] += 1
+                log.warning("a stored prefix is dropped: %s", error)
+                self._delete([name] if self.catalogue.get(name) is not None else self.catalogue.holders_of(name))
+                self.files.delete(name)
+
+    def _forget_loose(self) -> None:
+        for name in self._loose:
+            self.files.delete(name)
+        self._loose.clear()
+        self._offered.clear()
+
+    def _sweep(self) -> None:
+        """Delete what a killed process wrote and did not list."""
+        listed = self.catalogue.object_names()
+        for name in self.files.names():
+            if name not in listed:
+                self.files.delete(name)
+
+
+def _opened(path: Path) -> Catalogue:
+    """The index; one that is damaged or of another version is begun anew, and the sweep deletes its objects."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        return Catalogue(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        log.warning("%s cannot be read (%s); the stored prefixes are dropped", path, error)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return Catalogue(path)
+
+
+def verify(folder: Path, on_object: Callable[[int, int], Any] = lambda done, total: None) -> list[str]:
+    """Read every object that the index lists; what is wrong, a line each. Changes nothing.
+
+    Raises:
+        sqlite3.Error: the index cannot be read.
+    """
+    catalogue, files = Catalogue(folder / INDEX_FILE), ObjectFiles(folder / OBJECTS_FOLDER)
+    try:
+        names, wrong = sorted(catalogue.object_names()), []
+        for done, name in enumerate(names):
+            try:
+                files.read(name)
+            except DamagedObjectError as error:
+                wrong.append(str(error))
+            on_object(done + 1, len(names))
+        for prefix in catalogue.prefixes():
+            pages = catalogue.pages_of(prefix)
+            if prefix.page is not None and (not pages or pages[0].parent is not None):
+                wrong.append(f"{prefix.name.hex()}: a page of it is not listed")
+        return wrong
+    finally:
+        catalogue.close()
