@@ -120,9 +120,8 @@ const FIGURES = [["mean KL, nats", (r) => number(r.kl_mean, 5)], ["KL, 99th perc
 function drawReport(view, reports) {
   const rows = FIGURES.map(([name, value]) => [name, ...reports.map(({ report }) => value(report))]);
   const over = reports.map(({ name, report }) => ({ name, points: report.kl_by_position ?? [] }));
-  const layers = reports.map(({ name, report }) => ({ name, points: report.error_by_layer ?? [] }));
   const texts = reports.map(({ name, report }) => ({ name, points: (report.per_text ?? []).map((one, i) => [i + 1, one.kl_mean]) }));
   show(view.report, el("div", { class: "card" }, el("h2", {}, reports.length > 1 ? "Two codecs" : "Report"), table("Report", ["", ...reports.map((one) => one.name)], rows, "")),
-    el("div", { class: "grid" }, plot("Loss over position", "position", "mean KL", over), plot("Error by layer", "layer", "relative error", layers), plot("Loss by held-out text", "text", "mean KL", texts, { scatter: true })));
+    el("div", { class: "grid" }, plot("Loss over position", "position", "mean KL", over), plot("Loss by held-out text", "text", "mean KL", texts, { scatter: true })));
   view.report.scrollIntoView({ block: "nearest" });
 }

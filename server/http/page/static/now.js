@@ -51,7 +51,7 @@ function drawPool(parent, data) {
     const own = rows.reduce((sum, one) => sum + one.pages, 0);
     // Pages that several share count with each of them: then the parts are scaled to what is used.
     const scale = own > kv.pages.used ? kv.pages.used / own : 1;
-    rows.forEach((one, i) => parts.push([`c${i % COLOURS}`, one.pages * scale, `${one.id.slice(-8)}: ${number(one.pages)} pages`]));
+    rows.forEach((one, i) => parts.push([`c${i % COLOURS}`, one.pages * scale, `${one.id.slice(-8)}: ${number(one.pages)} pages${scale < 1 ? ", some shared" : ""}`, true]));
     parts.push(["kept", Math.max(0, kv.pages.used - own), "kept prompts"], ["reserved", kv.pages.reserved, "promised"]);
   } else {
     const kept = kv.held_bytes_by_part.snapshots ?? 0;
@@ -60,14 +60,15 @@ function drawPool(parent, data) {
   const used = parts.reduce((sum, part) => sum + part[1], 0);
   parts.push(["free", Math.max(0, total - used), "free"]);
   const unit = paged ? (value) => `${number(value)} pages` : bytes;
-  const bar = el("div", { class: "pool", role: "img", id: "pool", "data-used": used, "aria-label": parts.map(([, size, name]) => `${name} ${unit(Math.round(size))}`).join(", ") });
-  for (const [colour, size] of parts) {
+  const wordsOf = ([, size, name, whole]) => (whole ? name : `${name}: ${unit(Math.round(size))}`);
+  const bar = el("div", { class: "pool", role: "img", id: "pool", "data-used": used.toFixed(3), "aria-label": parts.map(wordsOf).join(", ") });
+  for (const [colour, size] of parts.filter((part) => part[1] > 0)) {
     const part = el("span", { class: colour });
     part.style.flexGrow = String(size);
     bar.append(part);
   }
   const words = paged ? `${number(kv.pages.used)} of ${number(total)} pages of 64 tokens in use` : `${bytes(kv.held_bytes)} of ${bytes(total)} in use, exact caches without pages`;
-  show(parent, heading, bar, el("ul", { class: "legend" }, parts.filter((part) => part[1] > 0).map(([colour, size, name]) => el("li", {}, el("i", { class: colour }), `${name}: ${unit(Math.round(size))}`))), el("p", { class: "soft" }, words));
+  show(parent, heading, bar, el("ul", { class: "legend" }, parts.filter((part) => part[1] > 0).map(([colour, size, name, whole]) => el("li", {}, el("i", { class: colour }), wordsOf([colour, size, name, whole])))), el("p", { class: "soft" }, words));
 }
 
 function drawRunning(parent, running) {

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page
 from server.output.deltas import ContentDelta, ReasoningDelta
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import ADMIN_KEY, AS_ADMIN, eventually, serve
-from tests.server.http.page.browsing import PHONE, Seen, log_in, open_view, tab, until
+from tests.server.http.page.browsing import DESK, PHONE, Seen, log_in, open_view, tab, until
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 VIEWS = ("Now", "Chat", "Codecs", "Health")
@@ -154,7 +154,7 @@ def test_the_keyboard_is_enough(browser: Browser, engine: FakeEngine, port: int)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, engine: FakeEngine, port: int, theme: str) -> None:
     url, found = f"http://127.0.0.1:{port}", []
-    viewport = PHONE if theme == "dark" else {"width": 1200, "height": 860}
+    viewport = PHONE if theme == "dark" else DESK
     # axe is a script of elsewhere, which the page's policy would refuse.
     with tab(browser, Seen(), bypass_csp=True, color_scheme=theme, viewport=viewport) as page:
         page.goto(f"{url}/")

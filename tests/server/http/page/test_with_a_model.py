@@ -152,3 +152,21 @@ def test_an_open_page_does_not_hold_the_server_up(browser: Browser, tmp_path: Pa
         assert server.process.wait(30) in (0, -signal.SIGTERM)
         assert time.monotonic() - started < 10
         page.wait_for_selector("text=The server does not answer.")
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_the_demo_model_answers_in_a_browser(browser: Browser, tmp_path: Path, demo_model_dir: Path) -> None:
+    model: dict[str, dict[str, Any]] = {"model": {"name": str(demo_model_dir)}}
+    model["kv_cache"] = {"method": "fp16", "pool_bytes": 300_000_000}
+    seen = Seen()
+    with server_process(tmp_path, model) as server, tab(browser, seen) as page:
+        log_in(page, server.url, server.admin_key)
+        open_view(page, "Chat")
+        page.get_by_text("Parameters").click()
+        page.get_by_label("temperature").fill("0")
+        page.get_by_label("max_tokens").fill("12")
+        page.get_by_label("Your message").fill("What is the capital of France?")
+        page.get_by_role("button", name="Send").click()
+        page.wait_for_selector(".message.assistant:has-text('Paris') .legend", timeout=60_000)
+        seen.check(f"127.0.0.1:{server.port}")
