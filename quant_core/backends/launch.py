@@ -94,13 +94,13 @@ def rotary_template(rotary: Rotary | None) -> list[tuple[str, Any]]:
 @kept_with_codec
 def _append_constants(
     codec: LayerCodec, dtype: mx.Dtype, length: int
-) -> tuple[tuple[mx.array, ...], list[tuple[str, Any]]]:
-    """vq_append's arrays of a layer and template values: put together once, asked for at every step."""
-    template = [
-        ("T", dtype), ("HEAD_DIM", codec.keys.spec.head_dim), ("LEN", length), *rotary_template(codec.rotary)
-    ]  # fmt: skip
+) -> tuple[tuple[mx.array, ...], list[tuple[str, Any]], int]:
+    """vq_append's arrays of a layer, template values and threads: put together once, asked for at every step."""
+    dim = codec.keys.spec.head_dim
+    parts, threads = _parts(dim)
+    template = [("T", dtype), ("HEAD_DIM", dim), ("LEN", length), ("PARTS", parts), *rotary_template(codec.rotary)]
     arrays = codec.keys.mean, codec.values.mean, codec.keys.transform, codec.values.transform
-    return arrays, template
+    return arrays, template, threads
 
 
 @lru_cache(maxsize=16)
@@ -142,7 +142,7 @@ def append(
 ) -> RingArrays:  # fmt: skip
     """vq_append for at most 8 tokens a row."""
     batch, heads, length, _ = keys.shape
-    arrays, template = _append_constants(codec, keys.dtype, length)
+    arrays, template, threads = _append_constants(codec, keys.dtype, length)
     turns = angles(codec.rotary, window, max(starts) + length - 1)
     ring_keys, ring_values = kernel(
         inputs=[
@@ -150,7 +150,7 @@ def append(
             _ring_sizes(window),
         ],
         template=template,
-        grid=(256, 8 * heads, batch), threadgroup=(256, 1, 1),
+        grid=(threads, 2 * heads, batch), threadgroup=(threads, 1, 1),
         output_shapes=[rings.ring_keys.shape, rings.ring_values.shape], output_dtypes=[mx.float16, mx.float16],
     )  # fmt: skip
     sinks = window.num_sink_tokens

@@ -112,12 +112,11 @@ APPEND_MUTANTS = [
     Mutant(APPEND, BARRIER, "", 1),
     Mutant(APPEND, BARRIER, "", 2),
     Mutant(APPEND, "centred[i] = x - mean[c];", "centred[i] = x;"),
-    Mutant(APPEND, "% ring_slots * HEAD_DIM + quarter", "* HEAD_DIM + quarter"),
+    Mutant(APPEND, "% ring_slots * HEAD_DIM + i % HEAD_DIM", "* HEAD_DIM + i % HEAD_DIM"),
     Mutant(APPEND, ">= length) {", "> length) {"),
     Mutant(APPEND, ">= length) {", ">= 0) {"),
     Mutant(APPEND, "(start + min(token, max(length - 1, 0))) / sizes[1]", "start / sizes[1]"),
-    Mutant(APPEND, "i < length * CHANNELS", "i < LEN * CHANNELS"),
-    Mutant(APPEND, "HEAD_DIM) + quarter * CHANNELS;", "HEAD_DIM);"),
+    Mutant(APPEND, "i < length * HEAD_DIM", "i < LEN * HEAD_DIM"),
     Mutant(APPEND, "is_key ? ring_keys : ring_values", "is_key ? ring_values : ring_keys"),
 ]
 CODE_MUTANTS = [

@@ -48,7 +48,7 @@ def sources(index: int) -> dict[str, str]:
         ),
         "vq_append": cuda_source(
             "vq_append", [g.dtype] * 2 + [F16] * 2 + [F32] * 6 + [I32] * 2, [F16] * 2,
-            [("T", g.dtype), *dim, ("LEN", g.query_len), *rotary],
+            [("T", g.dtype), *dim, ("LEN", g.query_len), *parts, *rotary],
         ),
         "vq_encode": cuda_source("vq_encode", [F16, F16, I32], [U8], [("T", F16), *launch.section_template(keys)]),
         "vq_columns": cuda_source(
