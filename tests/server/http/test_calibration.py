@@ -46,6 +46,13 @@ class FakeReport:
         return {"kl_mean": self.kl_mean}
 
 
+class FakeCodec(str):
+    """An id with a manifest's facts."""
+
+    def __init__(self, name: str) -> None:
+        self.info: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class FakeResult:
     codec: str
@@ -83,7 +90,7 @@ class Procedure:
         except GeneratorExit:
             self.num_closed += 1
             raise
-        return FakeResult(f"new{len(self.calls)}", FakeReport())
+        return FakeResult(FakeCodec(f"new{len(self.calls)}"), FakeReport())
 
 
 @dataclass
