@@ -78,6 +78,11 @@ class EngineConfig(_Section):
     drain_timeout_s: Seconds = 25.0
     wired_limit: Literal["off", "auto"] | PositiveInt = "off"
 
+    @property
+    def max_rows(self) -> int:
+        """`max_num_seqs`, and a quarter more for who has no row beside a caller or request with more than its share."""
+        return self.max_num_seqs + max(1, self.max_num_seqs // 4)
+
 
 class PrefixCacheConfig(_Section):
     """Beginnings of prompts, kept for reuse."""

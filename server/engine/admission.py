@@ -1,24 +1,16 @@
-"""Who may wait, who may run: a bounded first-in-first-out queue, and reservations before any prompt is read.
-
-Strictly in order: while the first request does not fit, those behind it wait too, short ones included. So a long
-request cannot starve; room that it waits for stays unused meanwhile.
-"""
+"""Who may run: checks, and reservations before any prompt is read."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from quant_core.cache.store import KVStore, Reservation, Snapshot
 from server.engine.events import EventSink
 from server.engine.prefix_cache import FoundPrefix, PrefixCache, PrefixSpace
 from server.engine.request import EngineEvent, GenerationRequest, is_terminal
-from server.errors import BadRequestError, ContextLengthError, QueueFullError
-
-MAX_RETRY_AFTER_S = 300
+from server.errors import BadRequestError, ContextLengthError
 
 
 @dataclass(frozen=True)
@@ -62,70 +54,6 @@ class Admission:
     def cached(self) -> int:
         """Prompt tokens that come from a snapshot."""
         return self.found.length if self.found is not None else 0
-
-
-class WaitingQueue:
-    """Bounded and first in, first out. Any thread."""
-
-    def __init__(self, max_waiting: int, timeout_s: float) -> None:
-        self.max_waiting = max_waiting
-        self.timeout_s = timeout_s
-        self._tickets: deque[Ticket] = deque()
-        self._lock = threading.Lock()
-        self._mean_service_s = 1.0
-
-    def __len__(self) -> int:
-        return len(self._tickets)
-
-    def offer(self, ticket: Ticket) -> None:
-        """Queue a ticket.
-
-        Raises:
-            QueueFullError: with an estimate of when to come back.
-        """
-        with self._lock:
-            if len(self._tickets) >= self.max_waiting:
-                raise QueueFullError(
-                    f"{len(self._tickets)} requests are waiting, which is the limit (engine.max_waiting); retry later",
-                    retry_after_s=self.retry_after_s(),
-                )
-            self._tickets.append(ticket)
-
-    def first(self, skip: Collection[Ticket] = ()) -> Ticket | None:
-        """The next to run, but for those that wait for something else."""
-        with self._lock:
-            return next((t for t in self._tickets if t not in skip), None)
-
-    def remove(self, ticket: Ticket) -> bool:
-        """Take a ticket out; False when it does not wait."""
-        with self._lock:
-            if ticket not in self._tickets:
-                return False
-            self._tickets.remove(ticket)
-            return True
-
-    def expired(self, now_s: float, spare: Collection[Ticket] = ()) -> list[Ticket]:
-        """Take out those who waited too long, but for those that wait for something else than room."""
-        with self._lock:
-            late = [t for t in self._tickets if t.arrived_s < now_s - self.timeout_s and t not in spare]
-            for ticket in late:
-                self._tickets.remove(ticket)
-            return late
-
-    def drain(self) -> list[Ticket]:
-        """Take everybody out, the first one first."""
-        with self._lock:
-            tickets = list(self._tickets)
-            self._tickets.clear()
-            return tickets
-
-    def served(self, seconds: float) -> None:
-        """A request ran this long; feeds the estimate."""
-        self._mean_service_s += 0.2 * (seconds - self._mean_service_s)
-
-    def retry_after_s(self) -> int:
-        """When about half of those who wait will have been served, one after the other at worst."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._mean_service_s * len(self._tickets) / 2)))
 
 
 def check_request(request: GenerationRequest, limits: Limits, store: KVStore) -> None:

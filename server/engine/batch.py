@@ -189,6 +189,7 @@ class Batch:
     def _make_generator(self) -> RowGenerator:
         generator = RowGenerator(self._model, sampler=greedy_sampler)
         hold_rows(generator)
+        generator.caller_of = lambda uid: self.rows[uid].running.request.caller if uid in self.rows else ""
         generator.min_chunk = self._min_chunk
         generator.max_readers = self._max_readers
         generator.grid = 1 if self.store.cuts_snapshots else SPACING
@@ -284,6 +285,7 @@ class Batch:
             log.exception("an answer could not be read")
             self._fail(row, f"the answer could not be read: {type(error).__name__}: {error}", on_end)
             return
+        row.running.num_generated += 1
         row.running.put(result.event)
         if result.reason is None:
             if row.grammar_error is not None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from server.engine.admission import Ticket, WaitingQueue
+from server.engine.admission import Ticket
 from server.engine.interface import EngineState, StateName
 from server.engine.request import AbortEvent, ErrorEvent
+from server.engine.waiting import WaitingQueue
 from server.errors import ConflictError, NotReadyError
 
 log = logging.getLogger(__name__)

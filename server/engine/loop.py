@@ -16,7 +16,7 @@ import mlx.core as mx
 from quant_core.cache.store import KVStore
 from quant_core.errors import QuantError
 from server.config import ServerConfig
-from server.engine.admission import Ticket, WaitingQueue, check_request
+from server.engine.admission import Ticket, check_request
 from server.engine.background import IdleOnly, JobRunner
 from server.engine.counters import Counters
 from server.engine.events import AsyncEvents, BlockingEvents, EventSink
@@ -26,6 +26,7 @@ from server.engine.request import AbortEvent, GenerationRequest
 from server.engine.scheduler import Loaded, Scheduler
 from server.engine.status import StatusBuilder
 from server.engine.step_input import StepInput, StepInputSource
+from server.engine.waiting import WaitingQueue
 from server.engine.watchdog import LastActivity, Watchdog
 from server.errors import NotReadyError, ServerError
 from server.grammar.compile import GrammarCompiler

@@ -12,7 +12,7 @@ TARGET_GAP_CPU_S = 0.8
 # With nothing decoding: what a request that comes meanwhile waits for at most, since a step is not cut short.
 READ_STEP_S = 1.0
 # Of the target, what prompts get when decoding alone takes longer.
-LEAST_SHARE = 0.25
+LEAST_SHARE = 0.5
 MIN_TOKENS = 16
 GRAIN = 8
 # Of a prompt's tokens, what a step reads before anything was measured and while others decode.

@@ -67,6 +67,9 @@ class GenerationRequest:
         skip_special_tokens: False leaves the text of special tokens in the answer.
         include_stop: leave the stop string that ended the choice in its text.
         cache_owner: only prompts of the same owner share a cached beginning.
+        caller: who asks; callers get equal shares.
+        group: of several prompts of one HTTP request; "": the request stands alone.
+        priority: each step up makes its tokens count double in its caller's share, each step down half.
     """
 
     request_id: str
@@ -84,6 +87,14 @@ class GenerationRequest:
     skip_special_tokens: bool = True
     include_stop: bool = False
     cache_owner: str = ""
+    caller: str = ""
+    group: str = ""
+    priority: int = 0
+
+    @property
+    def group_id(self) -> str:
+        """What shares a caller's turn."""
+        return self.group or self.request_id
 
     @cached_property
     def tokens(self) -> NDArray[np.int32]:

@@ -8,7 +8,7 @@ once per chunk, and the first of several equal prompts is answered before all ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
@@ -31,6 +31,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
         budget: prompt tokens of the next step, padding included.
         min_chunk: rows are not added to those that read once each would get fewer tokens a step than this.
         max_readers: rows that read at once; 1 where the model does not read padded prompts as it reads each alone.
+        caller_of: whose row it is: every caller may have one that reads.
         grid: chunks end at multiples of it where they can (positions of regular snapshots); 1: anywhere.
         num_read: tokens of the last step's prompts, padding included.
     """
@@ -40,6 +41,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
     max_chunk = MAX_CHUNK
     max_readers = MAX_READERS
     grid = 1
+    caller_of: Callable[[int], str] = staticmethod(lambda uid: "")
     num_read = 0
 
     # mlx-lm's, which has no types: segments left to read, tokens read, tokens in all, of each row that reads.
@@ -70,12 +72,16 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
         """Move waiting rows to those that read, in order, where they may."""
         entering: list[Any] = []
         left = [_num_left(entry[0]) for entry in self._currently_processing]
+        callers = {self.caller_of(uid) for uid in self._prompt_batch.uids}
         for entry in self._unprocessed_sequences:
             if len(left) >= self.max_readers:
                 break
-            if not _is_read(entry[1]) and may_read_beside(_num_left(entry[1]), left, self.budget, self.min_chunk):
+            num_left, caller = _num_left(entry[1]), self.caller_of(entry[0])
+            is_first = caller not in callers and len(left) < MAX_READERS
+            if not _is_read(entry[1]) and (is_first or may_read_beside(num_left, left, self.budget, self.min_chunk)):
                 entering.append(entry)
-                left.append(_num_left(entry[1]))
+                left.append(num_left)
+                callers.add(caller)
         if entering:
             self._take(entering)
 

@@ -34,6 +34,7 @@ class RunningRequest:
         seed: of the first choice; the others follow it.
         started_s: the step's clock when it was admitted.
         shared_lens: by the id of a waiting request, the leading tokens of the prompt that it shares.
+        num_generated: tokens of all its choices.
         num_unparsed: what looked like tool calls and was told as text, in the choices that ended.
     """
 
@@ -46,6 +47,7 @@ class RunningRequest:
     seed: int
     started_s: float
     spacing: int | None = None
+    num_generated: int = 0
     num_unparsed: int = 0
     shared_lens: dict[str, int] = field(default_factory=dict)
 

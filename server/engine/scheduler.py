@@ -13,16 +13,17 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
-from server.engine.admission import Admission, Limits, Ticket, WaitingQueue, prefix_space, reserve
+from server.engine.admission import Admission, Limits, Ticket, prefix_space, reserve
 from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
 from server.engine.disk_prefixes import DiskPrefixes
 from server.engine.prefill_budget import prefill_budget
 from server.engine.prefix_cache import PrefixCache
-from server.engine.request import AbortEvent, EngineEvent, ErrorEvent
+from server.engine.request import AbortEvent, EngineEvent, ErrorEvent, GenerationRequest
 from server.engine.rows import RunningRequest, ServedModel
 from server.engine.step_input import StepInput
+from server.engine.waiting import WaitingQueue, is_crowded_out
 from server.errors import ConflictError
 from server.grammar.compile import GrammarCompiler
 from server.memory.budget import model_bytes
@@ -176,13 +177,14 @@ class Scheduler:
             if self.active.reads_beginning_of(ticket.request):
                 self._joining.add(ticket)
                 continue
-            if ticket is self._blocked or self.num_rows + ticket.request.n > self._config.max_num_seqs:
+            if ticket is self._blocked or not self._has_rows(ticket.request):
                 return
             admission = reserve(ticket.request, self.active.store, self.prefixes)
             if admission is None and self._running:
                 self._blocked = ticket
                 return
             self._waiting.remove(ticket)
+            self._waiting.started(ticket, len(ticket.request.prompt) - (admission.cached if admission else 0))
             if admission is None:
                 message = "the request does not fit the KV memory although nothing else runs; lower max_tokens or n"
                 self._end(ticket, ErrorEvent(ticket.request.request_id, message, "insufficient_memory", 503))
@@ -214,6 +216,7 @@ class Scheduler:
         if ticket.request.request_id in self._running:
             batch, running = self._running[ticket.request.request_id]
             batch.remove(running)
+            self._waiting.used(running.request, running.num_generated)
             self._counters.add("aborted_requests")
         self._end(ticket, event)
 
@@ -228,6 +231,14 @@ class Scheduler:
         for batch in [batch for batch in self.batches if batch is not self.active and not batch.rows]:
             self.batches.remove(batch)
             self.prefixes.drop_artifact(batch.store.artifact_id)
+
+    def _has_rows(self, request: GenerationRequest) -> bool:
+        """Whether rows are free; some beyond the limit are for who has none beside a greedy caller or request."""
+        most, needed = self._config.max_num_seqs, self.num_rows + request.n
+        if needed <= most:
+            return True
+        running = [running.request for _, running in self._running.values()]
+        return needed <= self._config.max_rows and is_crowded_out(request, running)
 
     def _start(self, batch: Batch, ticket: Ticket, admission: Admission, given: StepInput) -> None:
         try:
@@ -276,6 +287,7 @@ class Scheduler:
             self._counters.add("unparsed_tool_calls", running.num_unparsed)
             log.info("%s: %d tool calls were told as text", running.request.request_id, running.num_unparsed)
         self._waiting.served(self._given.now_s - running.started_s)
+        self._waiting.used(running.request, running.num_generated)
         self._end(running.ticket, error)
 
     def _end(self, ticket: Ticket, event: EngineEvent | None) -> None:

@@ -7,7 +7,7 @@ import hmac
 
 from starlette.requests import HTTPConnection
 
-from server.errors import AuthenticationError
+from server.errors import AuthenticationError, PermissionDeniedError
 from server.keys import ADMIN_KEY_FILE, AccessKeys
 
 WHERE_IT_IS = (
@@ -52,6 +52,17 @@ def check_admin(connection: HTTPConnection, keys: AccessKeys) -> None:
 def fits_admin(given: str, keys: AccessKeys) -> bool:
     """Whether a typed key is an admin key."""
     return _fits_any(given.strip().encode("utf-8", "replace"), keys.admin)
+
+
+def check_priority(connection: HTTPConnection, keys: AccessKeys, priority: int) -> None:
+    """Only holders of an admin key go before the others; everybody may stand back.
+
+    Raises:
+        PermissionDeniedError: a priority below 0 without an admin key.
+    """
+    given = given_key(connection)
+    if priority < 0 and (given is None or not _fits_any(given, keys.admin)):
+        raise PermissionDeniedError("a priority below 0 needs the admin key; others are anybody's", param="priority")
 
 
 def _check_key(connection: HTTPConnection, keys: tuple[str, ...], what: str) -> None:

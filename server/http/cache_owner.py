@@ -1,4 +1,4 @@
-"""Whose cached prefixes a request may use: nobody learns another's prompt by its time or its `cached_tokens`."""
+"""Who a request is from: whose cached beginnings it may use, and whose share of the engine it takes."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def cache_owner(connection: HTTPConnection, context: AppContext, salt: str | Non
     digest = hashlib.blake2b(key or b"", digest_size=16, person=b"vecinfer-owner")
     digest.update(b"" if salt is None else b"\0" + salt.encode())
     return digest.hexdigest()
+
+
+def caller_name(connection: HTTPConnection, context: AppContext) -> str:
+    """Who gets a share of the engine: the holder of a key that opens the API, else an address."""
+    key = given_key(connection) if context.keys.api else None
+    if key is None:
+        return connection.client.host if connection.client is not None else ""
+    return hashlib.blake2b(key, digest_size=16, person=b"vecinfer-caller").hexdigest()

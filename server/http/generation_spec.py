@@ -36,6 +36,7 @@ class GenerationSpec:
         max_tokens: None leaves it to the server; 0 only reads the prompt.
         n: choices per prompt.
         cache_salt: only requests with the same one share cached beginnings.
+        priority: lower is earlier; below 0 for who administers the server.
     """
 
     prompts: Conversation | tuple[TextPrompt, ...]
@@ -51,3 +52,4 @@ class GenerationSpec:
     skip_special_tokens: bool = True
     response_format: ResponseFormat | None = None
     cache_salt: str | None = None
+    priority: int = 0

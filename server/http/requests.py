@@ -15,7 +15,8 @@ from quant_core.codec.spec import PAGE_SIZE
 from server.engine.interface import EngineStatus
 from server.engine.request import GenerationRequest, SamplingParams
 from server.errors import BadRequestError, ContextLengthError
-from server.http.cache_owner import cache_owner
+from server.http.auth import check_priority
+from server.http.cache_owner import cache_owner, caller_name
 from server.http.context import AppContext
 from server.http.generation_spec import GenerationSpec
 from server.http.held_answer import HeldAnswer, hold
@@ -59,10 +60,12 @@ async def prepare(request: Request, context: AppContext, spec: GenerationSpec, i
         NotFoundError: the model is not served here.
         BadRequestError: a parameter does not fit this model.
         ContextLengthError: a prompt leaves no room for an answer.
+        PermissionDeniedError: a priority below 0 without the admin key.
 
     A schema that cannot be held is a BadRequestError too, before anything is generated.
     """
     context.check_ready()
+    check_priority(request, context.keys, spec.priority)
     context.check_model(spec.model)
     answer_id = f"{id_prefix}{uuid.uuid4().hex}"
     status = context.engine.status()
@@ -75,7 +78,10 @@ async def prepare(request: Request, context: AppContext, spec: GenerationSpec, i
     prompts, num_ids, held = await on_tokenizer(request, work, _checked_size(spec, status.context_len))
     requests = _engine_requests(answer_id, spec, prompts, held, _checked(spec.sampling, num_ids), context, status)
     owner = cache_owner(request, context, spec.cache_salt)
-    requests = tuple(replace(made, cache_owner=owner) for made in requests)
+    caller, group = caller_name(request, context), answer_id if len(requests) > 1 else ""
+    requests = tuple(
+        replace(r, cache_owner=owner, caller=caller, group=group, priority=spec.priority) for r in requests
+    )
     return PreparedAnswer(
         answer_id, int(time.time()), context.model_names[0], _fingerprint(status), requests, tuple(prompts)
     )

@@ -48,7 +48,7 @@ class StoreMaker:
         room = self._room_bytes - (min(SAMPLE_BUDGET_BYTES, self._room_bytes // 4) if until_packed else 0)
         cost = SequenceCost(PlainStore.token_bytes(self._model), 0)
         budget = min(room, kv_budget(self._config, room, self._context_len, cost))
-        limits = self._config.engine.max_num_seqs, self._config.kv_cache.snapshot_fraction
+        limits = self._config.engine.max_rows, self._config.kv_cache.snapshot_fraction
         self._exact = PlainStore(self._model, budget, *limits)
         return self._exact
 
@@ -81,7 +81,7 @@ class StoreMaker:
         config, row_bytes = self._config, ring_bytes(codec)
         cost = SequenceCost(page_layout(codec).page_bytes / PAGE_SIZE, row_bytes)
         budget = kv_budget(config, self._room_bytes, self._context_len, cost)
-        rings = min(config.engine.max_num_seqs, max(1, budget // 2 // row_bytes))
+        rings = min(config.engine.max_rows, max(1, budget // 2 // row_bytes))
         unused, exact = self._room_bytes - budget, self._exact
         lent = None if exact is None else lambda: max(0, exact.promised_bytes - unused)
         return plan_memory(codec, budget, rings, config.kv_cache.snapshot_fraction, lent)

@@ -126,6 +126,7 @@ class ChatBody(GenerationBody):
             skip_special_tokens=self.skip_special_tokens,
             response_format=self.response_format,
             cache_salt=self.cache_salt,
+            priority=self.priority,
         )
 
     def conversation(self) -> Conversation:

@@ -108,4 +108,5 @@ class CompletionBody(GenerationBody):
             skip_special_tokens=self.skip_special_tokens,
             response_format=self.response_format,
             cache_salt=self.cache_salt,
+            priority=self.priority,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from server.engine.request import SamplingParams
 from server.errors import BadRequestError
@@ -55,6 +55,9 @@ Stops = Annotated[
     BeforeValidator(_stops),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
+MAX_PRIORITY = 10
+# Turns: each step doubles or halves what a request's tokens count in its caller's share.
+Priority = Annotated[int, AfterValidator(lambda n: max(-MAX_PRIORITY, min(n, MAX_PRIORITY)))]
 CacheSalt = Annotated[str | None, Field(min_length=1, max_length=256)]
 Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_biases)]
 MaxTokens = Annotated[int, Field(ge=-1, le=MAX_TOKENS_LIMIT)]
@@ -80,7 +83,7 @@ class GenerationBody(RequestBody):
     silent: ClassVar[frozenset[str]] = frozenset(
         {
             "user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier",
-            "store", "cache_prompt", "keep_alive", "prediction", "verbosity", "request_id", "priority", "id_slot",
+            "store", "cache_prompt", "keep_alive", "prediction", "verbosity", "request_id", "id_slot",
             "timings_per_token", "return_progress",
         }
     )  # fmt: skip
@@ -114,6 +117,7 @@ class GenerationBody(RequestBody):
     skip_special_tokens: bool = True
     response_format: Format = None
     cache_salt: CacheSalt = None
+    priority: Priority = 0
 
     @model_validator(mode="before")
     @classmethod

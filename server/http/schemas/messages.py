@@ -23,7 +23,15 @@ from server.http.schemas.content_blocks import (
     read_blocks,
     read_text,
 )
-from server.http.schemas.generation import MAX_STOPS, MAX_TEMPERATURE, MAX_TOKENS_LIMIT, MIN_TOP_P, CacheSalt, Format
+from server.http.schemas.generation import (
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+    MAX_TOKENS_LIMIT,
+    MIN_TOP_P,
+    CacheSalt,
+    Format,
+    Priority,
+)
 from server.http.schemas.tools import MAX_TOOLS, check_choice, read_function
 from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
 
@@ -191,6 +199,7 @@ class MessagesBody(TokenCountBody):
     top_p: float = Field(1.0, ge=0, le=1)
     top_k: int = Field(0, ge=-1, le=MAX_TOKENS_LIMIT)
     cache_salt: CacheSalt = None
+    priority: Priority = 0
 
     def spec(self) -> GenerationSpec:
         """What is asked for, whatever API it came by."""
@@ -208,6 +217,7 @@ class MessagesBody(TokenCountBody):
             stop=tuple(stop for stop in self.stop_sequences if stop),
             response_format=self.asked_format,
             cache_salt=self.cache_salt,
+            priority=self.priority,
         )
 
 

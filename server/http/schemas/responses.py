@@ -20,6 +20,7 @@ from server.http.schemas.generation import (
     MIN_TOP_P,
     CacheSalt,
     MaxTokens,
+    Priority,
     Stops,
 )
 from server.http.schemas.response_items import InputItem, to_messages
@@ -102,6 +103,7 @@ class ResponseBody(RequestBody):
     instructions: str | None = None
     stream: bool = False
     cache_salt: CacheSalt = None
+    priority: Priority = 0
     background: bool = False
     include: list[str] = Field(default_factory=list, max_length=64)
     store: bool = True
@@ -199,6 +201,7 @@ class ResponseBody(RequestBody):
             stream=self.stream,
             max_tokens=None if limit == -1 else limit,
             cache_salt=self.cache_salt,
+            priority=self.priority,
             stop=self.stop,
             response_format=self.text.wanted,
         )

@@ -41,8 +41,8 @@ def test_rows_decoding_a_step_lasts_as_long_as_the_gap_they_may_see() -> None:
     assert 0.01 + 0.05 + tokens / 7000 == pytest.approx(TARGET_S, rel=0.05)
 
 
-def test_decoding_that_takes_the_whole_gap_leaves_prompts_a_quarter() -> None:
-    assert _run(_budget(), 1 / 7000, decode_s=0.2) == pytest.approx(TARGET_S / 4 * 7000, rel=0.05)
+def test_decoding_that_takes_the_whole_gap_leaves_prompts_half_of_it() -> None:
+    assert _run(_budget(), 1 / 7000, decode_s=0.2) == pytest.approx(TARGET_S / 2 * 7000, rel=0.05)
 
 
 def test_tokens_that_get_dearer_with_their_history_shrink_the_step() -> None:

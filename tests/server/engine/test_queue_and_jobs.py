@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from server.engine.admission import Limits, Ticket, WaitingQueue, check_request
+from server.engine.admission import Limits, Ticket, check_request
 from server.engine.background import IdleOnly, JobRunner
 from server.engine.events import BlockingEvents
 from server.engine.request import AbortEvent, SamplingParams
 from server.engine.step_input import StepInputSource
-from server.errors import BadRequestError, ContextLengthError, QueueFullError
+from server.errors import BadRequestError, ContextLengthError
 from tests.server.engine.harness import prompt, request
 
 LIMITS = Limits(context_len=100, vocab_size=600, max_num_seqs=4)
@@ -27,43 +27,9 @@ class Roomy:
         return num_tokens * n <= 150
 
 
-def ticket(name: str) -> Ticket:
-    return Ticket(request(name, prompt(10)), BlockingEvents(lambda: None), arrived_s=5.0)
-
-
 def check(**changes: Any) -> None:
     options = {"prompt": prompt(10), "max_tokens": 8, **changes}
     check_request(request("a", **options), LIMITS, Roomy())  # type: ignore[arg-type]
-
-
-def test_the_queue_is_bounded_and_in_order() -> None:
-    waiting = WaitingQueue(2, 60.0)
-    first, second = ticket("a"), ticket("b")
-    waiting.offer(first)
-    waiting.offer(second)
-    with pytest.raises(QueueFullError) as error:
-        waiting.offer(ticket("c"))
-    assert error.value.status == 429 and error.value.retry_after_s >= 1
-    assert waiting.first() is first
-    assert waiting.remove(first) and not waiting.remove(first)
-    assert waiting.first() is second
-
-
-def test_late_tickets_leave_the_queue() -> None:
-    waiting = WaitingQueue(2, 60.0)
-    late = ticket("a")
-    waiting.offer(late)
-    assert waiting.expired(65.0) == [] and waiting.expired(65.1) == [late] and len(waiting) == 0
-
-
-def test_retry_after_grows_with_queue_and_service_time() -> None:
-    waiting = WaitingQueue(100, 60.0)
-    for i in range(10):
-        waiting.offer(ticket(str(i)))
-    short = waiting.retry_after_s()
-    for _ in range(50):
-        waiting.served(30.0)
-    assert short < waiting.retry_after_s() <= 300
 
 
 def test_nothing_follows_the_terminal_event() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -10,6 +12,7 @@ from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import USER, in_process
 
 pytestmark = pytest.mark.anyio
+MESSAGE = {"messages": USER, "max_tokens": 5}
 KEYS = AccessKeys(api=("sk-one", "sk-two"), admin=("adm",))
 
 
@@ -96,3 +99,28 @@ async def test_cors_for_configured_origins_only(engine: FakeEngine) -> None:
 async def test_no_cors_by_default(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/models", headers={"Origin": "https://chat.example"})
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(("key", "priority", "status"), [("sk-one", 5, 200), ("sk-one", -1, 403), ("adm", -1, 200)])
+async def test_only_the_admin_key_goes_before_others(engine: FakeEngine, key: str, priority: int, status: int) -> None:
+    client = in_process(engine, keys=KEYS)
+    chat: dict[str, Any] = {**MESSAGE, "priority": priority}
+    text, response = {"prompt": "a", "priority": priority}, {"input": "a", "priority": priority}
+    bodies = {"chat/completions": chat, "completions": text, "messages": chat, "responses": response}
+    for route, body in bodies.items():
+        answer = await client.post(f"/v1/{route}", json=body, headers=bearer(key))
+        assert answer.status_code == status, answer.text
+
+
+async def test_a_share_goes_to_a_key_else_to_an_address(engine: FakeEngine) -> None:
+    asked = engine.submitted
+    for peer, key in (("10.0.0.1", "sk-one"), ("10.0.0.2", "sk-one"), ("10.0.0.2", "sk-two")):
+        await in_process(engine, keys=KEYS, peer=peer).post("/v1/messages", json=MESSAGE, headers=bearer(key))
+    for peer in ("10.0.0.1", "10.0.0.1", "10.0.0.2"):
+        await in_process(engine, peer=peer).post("/v1/completions", json={"prompt": ["a", "b"]}, headers=bearer("x"))
+    callers = [request.caller for request in asked]
+    assert callers[0] == callers[1] != callers[2] and "sk" not in "".join(callers)
+    assert callers[3:] == ["10.0.0.1"] * 4 + ["10.0.0.2"] * 2
+    # The prompts of one HTTP request are one share.
+    groups = [request.group_id for request in asked[3:]]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
