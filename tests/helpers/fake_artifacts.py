@@ -14,6 +14,13 @@ from server.calibration.artifacts import CalibrationTarget
 from server.calibration.queue import CalibrationQueue
 
 
+class FakeCodec(str):
+    """An artifact's id with a manifest's facts."""
+
+    def __init__(self, name: str) -> None:
+        self.info: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class FakeManifest:
     artifact_id: str

@@ -28,7 +28,7 @@ from server.config import HTTPConfig, ServerConfig
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
 from server.keys import AccessKeys
-from tests.helpers.fake_artifacts import FakeArtifacts, calibration_queue
+from tests.helpers.fake_artifacts import FakeArtifacts, FakeCodec, calibration_queue
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
 from tests.server.http.conftest import ADMIN, ADMIN_KEY, eventually
@@ -98,7 +98,7 @@ class Fitting:
             raise
         if self.error is not None:
             raise self.error
-        return Fitted("new", REPORT)
+        return Fitted(FakeCodec("new"), REPORT)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from server.calibration.options import JobOptions
 from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.http.app import create_app
-from tests.helpers.fake_artifacts import FakeArtifacts, FakeManifest, calibration_queue, loaded_target
+from tests.helpers.fake_artifacts import FakeArtifacts, FakeCodec, FakeManifest, calibration_queue, loaded_target
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import ADMIN, AS_ADMIN, USER
 from tests.server.http.test_errors import error_of
@@ -44,13 +44,6 @@ class FakeReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kl_mean": self.kl_mean}
-
-
-class FakeCodec(str):
-    """An id with a manifest's facts."""
-
-    def __init__(self, name: str) -> None:
-        self.info: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

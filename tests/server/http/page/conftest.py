@@ -13,7 +13,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 APPLICATIONS = (Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"),)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Headless, with an environment of its own: the tests preload a BLAS, which no browser's sandbox takes."""
     found = next((path for path in map(shutil.which, PROGRAMS) if path), None)
