@@ -111,9 +111,9 @@ def test_a_chat_answer_through_every_metal_kernel(tmp_path: Path, monkeypatch: p
     assert backend.name == "metal" and "back end metal" in started.summary
     (verdict,) = json.loads((tmp_path / "data" / "verdicts.json").read_text()).values()
     assert [k["passed"] for k in verdict["verdict"]["kernels"]] == [True] * 8
-    # The last decode step read codes: the pages of the prompt, of one layer.
-    for name in ("vq_attention_partial", "vq_columns"):
-        assert launches[name].traffic["pool"].read_unique >= 3 * 64 * 2 * 2 * 16
+    # The last decode step read codes, the pages of the prompt, of one layer; the last chunk at least a page of them.
+    for name, num_pages in (("vq_attention_partial", 3), ("vq_columns", 1)):
+        assert launches[name].traffic["pool"].read_unique >= num_pages * 64 * 2 * 2 * 16
     assert_same_up_to_near_ties(got, wanted)
 
 

@@ -146,7 +146,6 @@ CODE_MUTANTS = [
     Mutant(COLUMNS, "page_table[row * sizes[3] + index]", "page_table[index]"),
     Mutant(COLUMNS, "const int row = rows[band_row * 8];", "const int row = band_row;"),
     Mutant(COLUMNS, "key_codes + K_M0", "key_codes"),
-    Mutant("include/chunk.h", "i < count * (DIM / 4)", "i <= count * (DIM / 4)"),
 ]
 PROMPT_MUTANTS = [
     Mutant(CENTRE, "x - mean[c]", "x"),
