@@ -22,58 +22,64 @@ def _option(help_text: str, *names: str, panel: str = "KV cache", **extra: Any) 
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
 
 
+ConfigFile = Annotated[
+    Path | None, _option("A config.yaml; options given here win over it.", "--config", "-c", panel="Server")
+]
+Model = Annotated[
+    str | None,
+    _option(
+        "demo, a folder, or a Hugging Face name (default: asks at a terminal, else demo).",
+        "--model",
+        "-m",
+        panel="Server",
+    ),
+]
+ServedName = Annotated[str | None, _option("What clients call the model (default: its own name).", panel="Server")]
+Host = Annotated[str | None, _option("Address to listen on (default: 127.0.0.1, this machine only).", panel="Server")]
+Port = Annotated[int | None, _option("Port to listen on (default: 8080).", "--port", "-p", panel="Server")]
+Insecure = Annotated[bool | None, _option("Listen to other machines without an API key.", "--insecure", panel="Server")]
+AllowedHost = Annotated[
+    list[str] | None, _option("A further name by which this server is called; several times.", panel="Server")
+]
+DataDir = Annotated[
+    Path | None, _option("Models and artifacts (default: $VECINFER_HOME, else ~/.cache/vecinfer).", panel="Server")
+]
+ContextLen = Annotated[int | None, _option("Longest conversation in tokens (default: the model's).", panel="Server")]
 MaxNumSeqs = Annotated[int | None, _option("Conversations decoded at a time (default: 16).", panel="Server")]
+LogLevel = Annotated[str | None, _option("debug, info, warning or error (default: info).", panel="Server")]
+Method = Annotated[str | None, _option("vecinfer packs the cache (default); fp16 keeps mlx-lm's own, to compare.")]
+Bits = Annotated[int | None, _option("Bits per channel of keys and values, 1-4 (default: 2).")]
+KeyBits = Annotated[int | None, _option("Bits of the keys alone.")]
+ValueBits = Annotated[int | None, _option("Bits of the values alone; they bear fewer than keys.")]
+Artifact = Annotated[str | None, _option("Id of a stored codec (default: the active one, else one is fitted).")]
+PoolBytes = Annotated[int | None, _option("Memory for all caches in bytes (default: from what is free).")]
+Backend = Annotated[str | None, _option("auto (default), metal, cuda or reference.")]
 
 
 def serve(
-    config: Annotated[
-        Path | None, _option("A config.yaml; options given here win over it.", "--config", "-c", panel="Server")
-    ] = None,
-    model: Annotated[
-        str | None,
-        _option(
-            "demo, a folder, or a Hugging Face name (default: asks at a terminal, else demo).",
-            "--model",
-            "-m",
-            panel="Server",
-        ),
-    ] = None,
-    served_name: Annotated[
-        str | None, _option("What clients call the model (default: its own name).", panel="Server")
-    ] = None,
-    host: Annotated[
-        str | None, _option("Address to listen on (default: 127.0.0.1, this machine only).", panel="Server")
-    ] = None,
-    port: Annotated[int | None, _option("Port to listen on (default: 8080).", "--port", "-p", panel="Server")] = None,
-    insecure: Annotated[
-        bool | None, _option("Listen to other machines without an API key.", "--insecure", panel="Server")
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None, _option("A further name by which this server is called; several times.", panel="Server")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, _option("Models and artifacts (default: $VECINFER_HOME, else ~/.cache/vecinfer).", panel="Server")
-    ] = None,
-    context_len: Annotated[
-        int | None, _option("Longest conversation in tokens (default: the model's).", panel="Server")
-    ] = None,
+    config: ConfigFile = None,
+    model: Model = None,
+    served_name: ServedName = None,
+    host: Host = None,
+    port: Port = None,
+    insecure: Insecure = None,
+    allowed_host: AllowedHost = None,
+    data_dir: DataDir = None,
+    context_len: ContextLen = None,
     max_num_seqs: MaxNumSeqs = None,
-    log_level: Annotated[str | None, _option("debug, info, warning or error (default: info).", panel="Server")] = None,
-    method: Annotated[
-        str | None, _option("vecinfer packs the cache (default); fp16 keeps mlx-lm's own, to compare.")
-    ] = None,
-    bits: Annotated[int | None, _option("Bits per channel of keys and values, 1-4 (default: 2).")] = None,
-    key_bits: Annotated[int | None, _option("Bits of the keys alone.")] = None,
-    value_bits: Annotated[int | None, _option("Bits of the values alone; they bear fewer than keys.")] = None,
-    artifact: Annotated[
-        str | None, _option("Id of a stored codec (default: the active one, else one is fitted).")
-    ] = None,
-    pool_bytes: Annotated[int | None, _option("Memory for all caches in bytes (default: from what is free).")] = None,
-    backend: Annotated[str | None, _option("auto (default), metal, cuda or reference.")] = None,
+    log_level: LogLevel = None,
+    method: Method = None,
+    bits: Bits = None,
+    key_bits: KeyBits = None,
+    value_bits: ValueBits = None,
+    artifact: Artifact = None,
+    pool_bytes: PoolBytes = None,
+    backend: Backend = None,
 ) -> None:
     """Serve a model over an OpenAI-compatible API.
 
-    The first start of a model fits its codec (minutes, with progress); later starts take seconds.
+    It answers when the weights are loaded. At the first start of a model its codec is fitted beside the chats
+    (minutes, with progress), which are packed from then on; later starts are packed at once.
     Without --model and --config the models in the Hugging Face cache are listed, with their size and whether they
     fit; at a terminal you choose one, else the demo is served.
 

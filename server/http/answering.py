@@ -144,7 +144,7 @@ def _track(tagged: Tagged, under_way: Answering) -> NewOutput | ChoiceState | No
         raise _engine_error(event)
     elif isinstance(event, AbortEvent):
         timing.end("aborted")
-        raise NotReadyError(f"the request was ended by the server: {event.reason}")
+        raise NotReadyError(f"the request was ended by the server: {event.reason}", retry_after_s=RETRY_AFTER_S)
     return None
 
 

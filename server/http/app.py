@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -82,6 +84,9 @@ ROUTES = (
     RouteGroup(health.router, "none"),
     RouteGroup(metrics.router, "none"),
 )
+
+# For the last bytes of answers to be read, once every request has ended.
+CLOSING_S = 3
 
 
 def create_app(
@@ -199,12 +204,34 @@ def _add_cors(app: FastAPI, config: HTTPConfig) -> None:
 
 
 class HTTPServer(uvicorn.Server):
-    """uvicorn's server, which also says on which port it listens."""
+    """uvicorn's server, which also says on which port it listens, and ends when the requests have ended.
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[int], None], live: LiveFeed | None) -> None:
+    Args:
+        on_listening: called with the port once requests can come.
+        drain: blocks until every request has had its last event.
+        live: the feed of open pages.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_listening: Callable[[int], None],
+        drain: Callable[[], object] | None,
+        live: LiveFeed | None,
+    ) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._drain = drain
         self._live = live
+
+    async def main_loop(self) -> None:
+        """Serve until told to end; then still listen, so that newcomers hear why, until the last request has ended."""
+        await super().main_loop()
+        if self._drain is not None:
+            draining = threading.Thread(target=self._drain, name="drain", daemon=True)
+            draining.start()
+            while draining.is_alive() and not self.force_exit:
+                await asyncio.sleep(0.05)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """End the streams of open pages, which would never end, then everything else."""
@@ -220,7 +247,10 @@ class HTTPServer(uvicorn.Server):
 
 
 def http_server(
-    app: FastAPI, config: ServerConfig, on_listening: Callable[[int], None] = lambda port: None
+    app: FastAPI,
+    config: ServerConfig,
+    on_listening: Callable[[int], None] = lambda port: None,
+    drain: Callable[[], object] | None = None,
 ) -> HTTPServer:
     """A server for `app`, without uvicorn's log configuration.
 
@@ -228,6 +258,7 @@ def http_server(
 
     Args:
         on_listening: called with the port once requests can come.
+        drain: called when the server is to end, and to return when every request has had its last event.
     """
     return HTTPServer(
         LimitedConfig(
@@ -240,8 +271,9 @@ def http_server(
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(config.engine.drain_timeout_s),
+            timeout_graceful_shutdown=CLOSING_S,
         ),
         on_listening,
+        drain,
         app.state.context.live,
     )

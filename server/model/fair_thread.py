@@ -142,7 +142,7 @@ def _advance(work: _Work) -> bool:
         next(work.slices)
     except StopIteration as stop:
         work.settle(stop.value, None)
-    except Exception as error:
+    except Exception as error:  # the thread's guard: a failure is its caller's
         work.settle(None, error)
     else:
         return False

@@ -44,10 +44,15 @@ def run(config: ServerConfig) -> None:
     console = Console(stderr=True, soft_wrap=True)
     engine, app = assemble(config, keys, console)
     with ExitStack() as stack:
-        server = http_server(app, config, lambda port: stack.enter_context(announced(config, port, keys.admin_file)))
+        server = http_server(
+            app,
+            config,
+            on_listening=lambda port: stack.enter_context(announced(config, port, keys.admin_file)),
+            drain=engine.shutdown,
+        )
         engine.start()
         stack.callback(engine.shutdown)
-        # uvicorn handles SIGTERM and SIGINT: it stops accepting, waits for open answers, then returns.
+        # On SIGTERM or SIGINT the engine drains, then the sockets close; a second SIGINT does not wait.
         server.run()
 
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import resource
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from server.config import HTTPConfig, ServerConfig
 from server.http.app import create_app, http_server
 from server.http.connection import ConnectionLimits, LimitedConfig, connections_within
 from tests.helpers.fake_engine import FakeEngine, Script
-from tests.server.http.conftest import ADMIN, USER, eventually, serve
+from tests.server.http.conftest import ADMIN, USER, eventually, running, serve
 
 CHAT = "/v1/chat/completions"
 LIMITS = ConnectionLimits(max_connections=40, headers_s=0.4, body_s=0.8, unread_s=0.5)
@@ -39,14 +38,8 @@ def limited(engine: FakeEngine, limits: ConnectionLimits = LIMITS) -> Iterator[i
     server = http_server(create_app(config, engine, keys=ADMIN), config)
     assert isinstance(server.config, LimitedConfig)
     server.config.limits = limits
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    eventually(lambda: server.started, "the server starts", timeout_s=10)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
+    with running(server) as port:
+        yield port
 
 
 def connect(port: int) -> socket.socket:

@@ -115,10 +115,7 @@ def metal_kernel(
         stream: Any = None,
     ) -> list[mx.array]:
         arrays = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs]
-        if any(not x.ndim for x in arrays):
-            raise KernelFault(f"{name}: 0-d inputs are references on Metal and pointers on CUDA")
-        if any(g % t for g, t in zip(grid, threadgroup, strict=True)):
-            raise KernelFault(f"{name}: grid {grid} is no multiple of threadgroup {threadgroup}")
+        _check_launch(name, arrays, grid, threadgroup)
         node = capture(
             lambda *ins: real(
                 inputs=list(ins),
@@ -142,6 +139,13 @@ def metal_kernel(
         ]
 
     return call
+
+
+def _check_launch(name: str, arrays: Sequence[mx.array], grid: Any, threadgroup: Any) -> None:
+    if any(not x.ndim for x in arrays):
+        raise KernelFault(f"{name}: 0-d inputs are references on Metal and pointers on CUDA")
+    if any(g % t for g, t in zip(grid, threadgroup, strict=True)):
+        raise KernelFault(f"{name}: grid {grid} is no multiple of threadgroup {threadgroup}")
 
 
 def _load(node: dict[str, Any], source: str, header: str) -> LoadedKernel:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn import Server
 
 from server.config import HTTPConfig, ServerConfig
 from server.engine.interface import Engine
@@ -59,7 +60,13 @@ def client(engine: FakeEngine) -> httpx.AsyncClient:
 def serve(engine: Engine, *, keys: AccessKeys | None = None, **http: Any) -> Iterator[int]:
     """The port of a real uvicorn server in a thread; without `keys`, `ADMIN_KEY` is there."""
     config = ServerConfig(http=HTTPConfig(port=0, **http))
-    server = http_server(create_app(config, engine, keys=ADMIN if keys is None else keys), config)
+    with running(http_server(create_app(config, engine, keys=ADMIN if keys is None else keys), config)) as port:
+        yield port
+
+
+@contextmanager
+def running(server: Server) -> Iterator[int]:
+    """The port of a uvicorn server while it runs in a thread."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started, "the server starts", timeout_s=10)
