@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -51,9 +52,9 @@ class PackedSnapshot:
         """Pages of the pool that the snapshot keeps in use."""
         return len(self.row.pages) if self.row is not None else 0
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Bytes of the tails, sinks and other layers' caches; pages are the pool's."""
+        """Bytes of the tails, sinks and other layers' caches; pages are the pool's. Summed once: they never change."""
         tails = sum(t.nbytes for t in self.tails.values())
         return int(tails + sum(c.nbytes for c in self.others.values()))
 

@@ -82,6 +82,8 @@ class PrefixCache:
         self.has_room = True
         self._roots: dict[PrefixSpace, list[_Node]] = {}
         self._clock = 0
+        # Kept up to date, since every step tells them.
+        self._num_snapshots = self._nbytes = 0
         self._num_hits = self._num_misses = self._num_saved_tokens = 0
         self._num_evicted: Counter[str] = Counter()
 
@@ -157,9 +159,13 @@ class PrefixCache:
 
     def stats(self) -> PrefixStats:
         """What is held and was done."""
-        sizes = [node.snapshot.nbytes for node in self._nodes()]
         return PrefixStats(
-            len(sizes), sum(sizes), self._num_hits, self._num_misses, self._num_saved_tokens, dict(self._num_evicted)
+            self._num_snapshots,
+            self._nbytes,
+            self._num_hits,
+            self._num_misses,
+            self._num_saved_tokens,
+            dict(self._num_evicted),
         )
 
     def _nodes(self) -> Iterator[_Node]:
@@ -190,6 +196,8 @@ class PrefixCache:
         while (below := next((n for n in level if _begins_with(tokens, n.tokens)), None)) is not None:
             parent, level = below, below.children
         node = _Node(space, tokens, snapshot, parent, self._clock)
+        self._num_snapshots += 1
+        self._nbytes += snapshot.nbytes
         node.children = [n for n in level if _begins_with(n.tokens, tokens)]
         for child in node.children:
             level.remove(child)
@@ -207,6 +215,8 @@ class PrefixCache:
             child.parent = node.parent
         if not self._roots[node.space]:
             del self._roots[node.space]
+        self._num_snapshots -= 1
+        self._nbytes -= node.snapshot.nbytes
         node.snapshot.release()
 
     def _reason(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None) -> str:

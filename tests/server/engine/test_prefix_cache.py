@@ -162,3 +162,18 @@ def test_hits_misses_and_their_reasons_are_told(caplog: pytest.LogCaptureFixture
         "r: 0 of 100 tokens come from a snapshot; no earlier prompt begins like it",
         "r: 50 of 81 tokens come from a snapshot; shares 80 with an earlier prompt",
     ]
+
+
+def test_bytes_are_told_without_a_walk_through_all_snapshots() -> None:
+    """Every step tells them: with hundreds of snapshots the walk took a twentieth of a step on a CPU."""
+    prefixes, rng = PrefixCache(), random.Random(0)
+    for i in range(40):
+        space = PrefixSpace(f"a{i % 2}")
+        kept(prefixes, tokens(rng.randrange(64, 900), rng.randrange(3)), space, nbytes=i + 1)
+        if i % 5 == 4:
+            prefixes.evict("snapshots")
+        held = [node.snapshot for node in prefixes._nodes()]
+        assert (prefixes.stats().num_snapshots, prefixes.stats().nbytes) == (len(held), sum(s.nbytes for s in held))
+    prefixes.drop_artifact("a0")
+    prefixes.drop_artifact("a1")
+    assert (prefixes.stats().num_snapshots, prefixes.stats().nbytes) == (0, 0)
