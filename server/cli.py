@@ -17,7 +17,9 @@ from typer.core import TyperGroup
 from quant_core.errors import QuantError
 from server.errors import ServerError
 
-COMMANDS = ("serve", "open", "chat", "model", "calibrate", "status", "eval", "bench", "doctor", "plan", "service")
+COMMANDS = (
+    "serve", "open", "chat", "model", "calibrate", "status", "prefixes", "eval", "bench", "doctor", "plan", "service",
+)  # fmt: skip
 
 
 class _Group(TyperGroup):

@@ -22,6 +22,7 @@ from server.engine.counters import Counters
 from server.engine.events import AsyncEvents, BlockingEvents, EventSink
 from server.engine.interface import EngineState, EngineStatus
 from server.engine.lifecycle import EXIT_GRACE_S, SHUTTING_DOWN, Lifecycle
+from server.engine.prefix_admin import PrefixAdmin
 from server.engine.request import AbortEvent, GenerationRequest
 from server.engine.scheduler import Loaded, Scheduler
 from server.engine.status import StatusBuilder
@@ -96,6 +97,11 @@ class EngineLoop:
     def grammars(self) -> GrammarCompiler:
         """What compiles grammars for this model; see `Engine.grammars`."""
         return self._require().grammars
+
+    @property
+    def prefix_admin(self) -> PrefixAdmin:
+        """What lists, clears and verifies stored prefixes; see `Engine.prefix_admin`."""
+        return PrefixAdmin(self._require(), self.call)
 
     def start(self) -> None:
         """Start the MLX thread and the watchdog."""

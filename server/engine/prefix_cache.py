@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 # Snapshots given up to make room for a new one.
 MAX_EVICTED_FOR_ONE = 8
 
-# Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact.
-EvictionCause = Literal["snapshots", "memory", "artifact"]
+# Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact, by a person.
+EvictionCause = Literal["snapshots", "memory", "artifact", "cleared"]
 EVICTION_CAUSES: tuple[EvictionCause, ...] = get_args(EvictionCause)
 
 
@@ -156,6 +156,15 @@ class PrefixCache:
         for node in [n for n in self._nodes() if n.space.artifact_id == artifact_id]:
             self._num_evicted["artifact"] += 1
             self._drop(node)
+
+    def clear(self) -> int:
+        """Drop every snapshot, and forget the prompts; how many they were."""
+        nodes = list(self._nodes())
+        for node in nodes:
+            self._num_evicted["cleared"] += 1
+            self._drop(node)
+        self.history = PromptHistory()
+        return len(nodes)
 
     def stats(self) -> PrefixStats:
         """What is held and was done."""

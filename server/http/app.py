@@ -43,6 +43,7 @@ from server.http.routes import (
     messages,
     metrics,
     models,
+    prefixes,
     responses,
     tokens,
 )
@@ -78,6 +79,7 @@ ROUTES = (
     RouteGroup(tokens.router, "api", (TokenizeBody, DetokenizeBody)),
     RouteGroup(models.router, "api"),
     RouteGroup(admin.router, "admin", (CalibrationBody,)),
+    RouteGroup(prefixes.router, "admin"),
     RouteGroup(page.router, "admin"),
     RouteGroup(page.files, "none"),
     RouteGroup(home.router, "none"),

@@ -1,0 +1,83 @@
+"""The prefix cache for whoever administers the server: what is stored, clear it, verify it. Waits for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from server.engine.scheduler import Scheduler
+from server.errors import ConflictError, NotReadyError
+from server.prefix_disk.disk import PrefixDisk
+from server.prefix_disk.inspection import Inspection, ListedPrefix, listed
+
+T = TypeVar("T")
+# For a function between two steps; a long chunk of a prompt may run before it.
+CALL_S = 120.0
+
+
+class OnEngine(Protocol):
+    """Runs a short function on the MLX thread, between two steps."""
+
+    def __call__(self, function: Callable[[], T]) -> Future[T]:
+        """A future of what it returns."""
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """How many prefixes were deleted."""
+
+    num_in_memory: int
+    num_on_disk: int
+
+
+class PrefixAdmin:
+    """Asked by threads that may wait, never by the MLX thread or an event loop's.
+
+    Args:
+        scheduler: touched on the MLX thread only.
+        call: how to get there.
+    """
+
+    def __init__(self, scheduler: Scheduler, call: OnEngine) -> None:
+        self._scheduler = scheduler
+        self._call = call
+
+    def list(self) -> list[ListedPrefix]:
+        """Prefixes on disk, the latest used first; none where there is no disk tier."""
+        disk = self._scheduler.loaded.disk
+        return listed(disk.catalogue) if disk is not None else []
+
+    def clear(self) -> Cleared:
+        """Delete all prefixes, in memory and on disk.
+
+        Raises:
+            StorageError, OSError, sqlite3.Error: the disk's cannot be deleted.
+        """
+        in_memory = self._on_engine(self._scheduler.prefixes.clear)
+        disk = self._scheduler.loaded.disk
+        return Cleared(in_memory, disk.clear() if disk is not None else 0)
+
+    def verify(self) -> Inspection:
+        """Read every object on disk; what is damaged is dropped.
+
+        Raises:
+            ConflictError: there is no disk tier.
+        """
+        return self._disk().verify()
+
+    def _disk(self) -> PrefixDisk:
+        disk = self._scheduler.loaded.disk
+        if disk is None:
+            message = "this server keeps prefixes in memory only (prefix_cache.disk_bytes, or its log says why)"
+            raise ConflictError(message, code="no_disk_tier")
+        return disk
+
+    def _on_engine(self, function: Callable[[], T]) -> T:
+        try:
+            return self._call(function).result(CALL_S)
+        except CancelledError as error:
+            raise NotReadyError("the engine has stopped") from error
+        except TimeoutError as error:
+            raise NotReadyError(f"the engine did not answer within {CALL_S:.0f} s") from error
