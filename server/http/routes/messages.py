@@ -17,7 +17,7 @@ from server.model.prompts import chat_prompt, check_text_len
 router = APIRouter()
 
 
-@router.post("/v1/messages", openapi_extra=body_of(MessagesBody))
+@router.post("/v1/messages", openapi_extra=body_of(MessagesBody, stream=True))
 async def create_message(request: Request) -> Response:
     """Answer a conversation in Anthropic's form, as JSON or as server-sent events."""
     context = app_context(request)
