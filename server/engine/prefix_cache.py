@@ -122,20 +122,22 @@ class PrefixCache:
         space: PrefixSpace,
         tokens: Tokens,
         take: Callable[[], Snapshot | None],
-        cause: EvictionCause = "snapshots",
-        max_evicted: int = MAX_EVICTED_FOR_ONE,
     ) -> Snapshot | None:
         """Take and keep a snapshot of `tokens`, in the place of others if it does not fit otherwise."""
-        for _ in range(max_evicted + 1):
+        for _ in range(MAX_EVICTED_FOR_ONE + 1):
             snapshot = take()
             if snapshot is not None:
-                self._insert(space, tokens, snapshot)
-                self.has_room = True
+                self.add(space, tokens, snapshot)
                 return snapshot
-            if not self.evict(cause):
+            if not self.evict("snapshots"):
                 break
         self.has_room = False
         return None
+
+    def add(self, space: PrefixSpace, tokens: Tokens, snapshot: Snapshot) -> None:
+        """Keep a snapshot of `tokens`, of which there is none."""
+        self._insert(space, tokens, snapshot)
+        self.has_room = True
 
     def evict(self, cause: EvictionCause, spare: Snapshot | None = None) -> bool:
         """Drop the snapshot, other than `spare`, that saves least for its bytes; False when there is none.
