@@ -18,7 +18,8 @@ from quant_core.errors import QuantError
 from server.errors import ServerError
 
 COMMANDS = (
-    "serve", "open", "chat", "model", "calibrate", "status", "prefixes", "eval", "bench", "doctor", "plan", "service",
+    "serve", "open", "chat", "model", "calibrate", "status", "prefixes", "session", "eval", "bench", "doctor", "plan",
+    "service",
 )  # fmt: skip
 
 

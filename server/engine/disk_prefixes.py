@@ -166,6 +166,11 @@ class DiskPrefixes:
             if time.monotonic() >= deadline:
                 return
 
+    def longest(self, space: PrefixSpace, tokens: Tokens) -> StoredPrefix | None:
+        """The stored prefix that the most leading tokens can be resumed from, all of them perhaps."""
+        found = self._stored(space, tokens)
+        return self.disk.catalogue.get(found[-1][0]) if found else None
+
     def forget(self, request_id: str) -> None:
         """A request has ended."""
         self._looked_up.pop(request_id, None)

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from server.engine.scheduler import Scheduler
-from server.errors import ConflictError, NotReadyError
+from server.engine.sessions import OnEngine, Sessions, result_of
+from server.errors import ConflictError
 from server.prefix_disk.disk import PrefixDisk
 from server.prefix_disk.inspection import Inspection, ListedPrefix, listed
-
-T = TypeVar("T")
-# For a function between two steps; a long chunk of a prompt may run before it.
-CALL_S = 120.0
-
-
-class OnEngine(Protocol):
-    """Runs a short function on the MLX thread, between two steps."""
-
-    def __call__(self, function: Callable[[], T]) -> Future[T]:
-        """A future of what it returns."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,12 @@ class PrefixAdmin:
         self._scheduler = scheduler
         self._call = call
 
-    def list(self) -> list[ListedPrefix]:
+    @property
+    def sessions(self) -> Sessions:
+        """Conversations out of the cache and into it."""
+        return Sessions(self._scheduler, self._call)
+
+    def stored(self) -> list[ListedPrefix]:
         """Prefixes on disk, the latest used first; none where there is no disk tier."""
         disk = self._scheduler.loaded.disk
         return listed(disk.catalogue) if disk is not None else []
@@ -55,7 +47,7 @@ class PrefixAdmin:
         Raises:
             StorageError, OSError, sqlite3.Error: the disk's cannot be deleted.
         """
-        in_memory = self._on_engine(self._scheduler.prefixes.clear)
+        in_memory = result_of(self._call(self._scheduler.prefixes.clear))
         disk = self._scheduler.loaded.disk
         return Cleared(in_memory, disk.clear() if disk is not None else 0)
 
@@ -73,11 +65,3 @@ class PrefixAdmin:
             message = "this server keeps prefixes in memory only (prefix_cache.disk_bytes, or its log says why)"
             raise ConflictError(message, code="no_disk_tier")
         return disk
-
-    def _on_engine(self, function: Callable[[], T]) -> T:
-        try:
-            return self._call(function).result(CALL_S)
-        except CancelledError as error:
-            raise NotReadyError("the engine has stopped") from error
-        except TimeoutError as error:
-            raise NotReadyError(f"the engine did not answer within {CALL_S:.0f} s") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 # Snapshots given up to make room for a new one.
 MAX_EVICTED_FOR_ONE = 8
+
+# Requests whose latest snapshot is known by their id.
+MAX_NOTED = 256
 
 # Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact, by a person.
 EvictionCause = Literal["snapshots", "memory", "artifact", "cleared"]
@@ -86,6 +89,24 @@ class PrefixCache:
         self._num_snapshots = self._nbytes = 0
         self._num_hits = self._num_misses = self._num_saved_tokens = 0
         self._num_evicted: Counter[str] = Counter()
+        self._noted: OrderedDict[str, tuple[PrefixSpace, Tokens]] = OrderedDict()
+
+    def longest(self, space: PrefixSpace, tokens: Tokens) -> FoundPrefix | None:
+        """The snapshot that the most leading tokens can be resumed from, all of them perhaps."""
+        node, length = self._longest(space, tokens)
+        return FoundPrefix(node.snapshot, length) if node is not None else None
+
+    def note(self, request_id: str, space: PrefixSpace, tokens: Tokens) -> None:
+        """A request's conversation can be resumed at these tokens, or could once."""
+        _, known = self._noted.get(request_id, (space, tokens[:0]))
+        if len(tokens) >= len(known):
+            self._noted[request_id] = space, tokens
+        while len(self._noted) > MAX_NOTED:
+            self._noted.popitem(last=False)
+
+    def noted(self, request_id: str) -> tuple[PrefixSpace, Tokens] | None:
+        """Where a request's conversation could be resumed last; None: it is not known (any longer)."""
+        return self._noted.get(request_id)
 
     def find(self, space: PrefixSpace, prompt: Tokens) -> FoundPrefix | None:
         """The longest snapshot that is a prefix of the prompt and leaves at least one token to read."""
@@ -166,6 +187,7 @@ class PrefixCache:
             self._num_evicted["cleared"] += 1
             self._drop(node)
         self.history = PromptHistory()
+        self._noted.clear()
         return len(nodes)
 
     def stats(self) -> PrefixStats:

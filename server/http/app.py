@@ -46,6 +46,7 @@ from server.http.routes import (
     models,
     prefixes,
     responses,
+    sessions,
     tokens,
 )
 from server.http.schemas.calibration import CalibrationBody
@@ -54,6 +55,7 @@ from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.messages import MessagesBody, TokenCountBody
 from server.http.schemas.responses import ResponseBody
+from server.http.schemas.sessions import RestoreBody, SessionBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.http.wire import EXPOSED_HEADERS, WireMiddleware
 from server.keys import AccessKeys
@@ -81,6 +83,7 @@ ROUTES = (
     RouteGroup(models.router, "api"),
     RouteGroup(admin.router, "admin", (CalibrationBody,)),
     RouteGroup(prefixes.router, "admin"),
+    RouteGroup(sessions.router, "admin", (SessionBody, RestoreBody)),
     RouteGroup(page.router, "admin"),
     RouteGroup(page.files, "none"),
     RouteGroup(home.router, "none"),

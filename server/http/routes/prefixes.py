@@ -21,7 +21,7 @@ T = TypeVar("T")
 async def list_prefixes(request: Request) -> dict[str, Any]:
     """Beginnings that outlive a restart, the latest used first."""
     admin = app_context(request).engine.prefix_admin
-    return {"object": "list", "data": [_prefix(found) for found in await on_thread(admin.list)]}
+    return {"object": "list", "data": [_prefix(found) for found in await on_thread(admin.stored)]}
 
 
 @router.delete("/prefixes")
@@ -47,12 +47,15 @@ async def on_thread(work: Callable[[], T]) -> T:
     """The result of work that waits for the engine or the disk.
 
     Raises:
+        FileNotFoundError: as the work does.
         StorageError: the disk does not take it.
     """
     try:
         return await asyncio.to_thread(work)
+    except FileNotFoundError:
+        raise
     except (OSError, sqlite3.Error) as error:
-        raise StorageError(f"the stored prefixes cannot be changed: {error}") from error
+        raise StorageError(f"the disk refuses: {error}") from error
 
 
 def _prefix(found: ListedPrefix) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import httpx
 
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.proof.random_codec import random_codec
-from server.config import EngineConfig, ServerConfig
+from server.config import EngineConfig, HTTPConfig, ServerConfig
 from server.engine.loop import EngineLoop, Loaded
+from server.http.app import create_app, http_server
 from server.keys import AccessKeys
 from server.prefix_disk.disk import PrefixDisk
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
-from tests.server.http.conftest import ADMIN, AS_ADMIN, eventually, serve
+from tests.server.http.conftest import ADMIN, AS_ADMIN, eventually, running
 from tests.server.http.test_real_engine import Loading
 
 Json = dict[str, Any]
@@ -44,11 +45,12 @@ def prefix_server(
         tier = PrefixDisk(disk, 10**8) if disk is not None else None
         return Loaded(model, tiny_tokenizer(folder), "tiny", CONTEXT, store, disk=tier, fingerprint=fingerprint)
 
-    engine = EngineLoop(ServerConfig(engine=EngineConfig(max_num_seqs=24)), start_up, exit_process=lambda code: None)
+    config = ServerConfig(engine=EngineConfig(max_num_seqs=24), http=HTTPConfig(port=0), data_dir=data_dir)
+    engine = EngineLoop(config, start_up, exit_process=lambda code: None)
     engine.start()
     try:
         with (
-            serve(engine, keys=keys) as port,
+            running(http_server(create_app(config, engine, keys=keys), config)) as port,
             httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, headers=AS_ADMIN) as client,
         ):
             eventually(lambda: client.get("/readyz").status_code == 200, "readiness", timeout_s=20)
