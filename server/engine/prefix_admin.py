@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.engine.prefix_misses import PrefixMiss
 from server.engine.scheduler import Scheduler
 from server.engine.sessions import OnEngine, Sessions, result_of
 from server.errors import ConflictError
@@ -40,6 +41,10 @@ class PrefixAdmin:
         """Prefixes on disk, the latest used first; none where there is no disk tier."""
         disk = self._scheduler.loaded.disk
         return listed(disk.catalogue) if disk is not None else []
+
+    def misses(self) -> list[PrefixMiss]:
+        """The latest prompts of which much was read, the latest first."""
+        return result_of(self._call(self._scheduler.prefixes.misses.latest))
 
     def clear(self) -> Cleared:
         """Delete all prefixes, in memory and on disk.

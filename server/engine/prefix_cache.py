@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from quant_core.cache.store import Snapshot
+from server.engine.prefix_misses import PrefixMisses
 from server.engine.prompt_history import PromptHistory, Tokens, common_len
 from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
 
@@ -81,6 +82,7 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self.history = PromptHistory()
+        self.misses = PrefixMisses()
         # Whether the latest snapshot found room; while none does, nobody should wait for one.
         self.has_room = True
         self._roots: dict[PrefixSpace, list[_Node]] = {}
@@ -117,7 +119,7 @@ class PrefixCache:
         return FoundPrefix(node.snapshot, length)
 
     def used(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None, name: str) -> None:
-        """Count a request that was admitted with (or without) a snapshot; `name` is for the log."""
+        """Count a request that was admitted with (or without) a snapshot; `name` is its id."""
         self._clock += 1
         if found is not None:
             self._num_hits += 1
@@ -127,8 +129,11 @@ class PrefixCache:
                 node.last_used, node.num_uses = self._clock, node.num_uses + 1
         else:
             self._num_misses += 1
+        length, closest = found.length if found is not None else 0, self.history.closest(space, prompt)
+        self.misses.note(name, space, prompt, closest, length)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s", name, self._reason(space, prompt, found))
+            shared = f"shares {closest[1]} with an earlier prompt" if closest[1] else "no earlier prompt begins like it"
+            log.debug("%s: %d of %d tokens come from a snapshot; %s", name, length, len(prompt), shared)
 
     def has(self, space: PrefixSpace, tokens: Tokens) -> bool:
         """Whether exactly these tokens can be resumed; finding them makes their snapshot recent."""
@@ -186,7 +191,7 @@ class PrefixCache:
         for node in nodes:
             self._num_evicted["cleared"] += 1
             self._drop(node)
-        self.history = PromptHistory()
+        self.history, self.misses = PromptHistory(), PrefixMisses()
         self._noted.clear()
         return len(nodes)
 
@@ -251,12 +256,6 @@ class PrefixCache:
         self._num_snapshots -= 1
         self._nbytes -= node.snapshot.nbytes
         node.snapshot.release()
-
-    def _reason(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None) -> str:
-        length = found.length if found is not None else 0
-        shared = self.history.shared_len(space, prompt)
-        parted = f"; shares {shared} with an earlier prompt" if shared else "; no earlier prompt begins like it"
-        return f"{length} of {len(prompt)} tokens come from a snapshot{parted}"
 
 
 def _begins_with(tokens: Tokens, beginning: Tokens) -> bool:

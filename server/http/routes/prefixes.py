@@ -9,12 +9,19 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 
+from server.engine.prefix_misses import PrefixMiss
+from server.engine.prompt_history import Tokens
 from server.errors import StorageError
 from server.http.context import app_context
+from server.http.tokenizing import on_tokenizer
+from server.model.fair_thread import Slices
+from server.model.volatile_lines import kind_of_change
 from server.prefix_disk.inspection import ListedPrefix
 
 router = APIRouter(prefix="/admin")
 T = TypeVar("T")
+# Of the text at each side of a parting.
+SHOWN_TOKENS = 24
 
 
 @router.get("/prefixes")
@@ -40,6 +47,43 @@ async def verify_prefixes(request: Request) -> dict[str, Any]:
         "objects": found.num_objects,
         "bytes": found.num_bytes,
         "damaged": found.lines,
+    }
+
+
+@router.get("/prefixes/misses")
+async def list_misses(request: Request) -> dict[str, Any]:
+    """The latest prompts of which much was read, and where each parts from the earlier prompt most like it."""
+    misses = await on_thread(app_context(request).engine.prefix_admin.misses)
+
+    def work(tokenizer: Any) -> Slices[list[dict[str, Any]]]:
+        found = []
+        for miss in misses:
+            found.append(_miss(tokenizer, miss))
+            yield
+        return found
+
+    return {"object": "list", "data": await on_tokenizer(request, work, 2 * SHOWN_TOKENS * len(misses))}
+
+
+def _miss(tokenizer: Any, miss: PrefixMiss) -> dict[str, Any]:
+    def text(tokens: Tokens) -> str:
+        return str(tokenizer.decode(tokens.tolist()))
+
+    at, parting = miss.num_shared, None
+    if miss.earlier is not None and miss.reason == "parted":
+        before = text(miss.prompt[max(0, at - SHOWN_TOKENS) : at])
+        here, there = (text(tokens[at : at + SHOWN_TOKENS]) for tokens in (miss.prompt, miss.earlier))
+        kind = kind_of_change(before, here, there)
+        parting = {"before": before, "here": here, "there": there, "looks_like": kind}
+    return {
+        "request_id": miss.request_id,
+        "object": "prefix_miss",
+        "at": int(miss.at),
+        "reason": miss.reason,
+        "prompt_tokens": len(miss.prompt),
+        "shared_tokens": miss.num_shared,
+        "cached_tokens": miss.num_cached,
+        "parting": parting,
     }
 
 

@@ -12,7 +12,7 @@ import httpx
 
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.proof.random_codec import random_codec
-from server.config import EngineConfig, HTTPConfig, ServerConfig
+from server.config import EngineConfig, HTTPConfig, PrefixCacheConfig, ServerConfig
 from server.engine.loop import EngineLoop, Loaded
 from server.http.app import create_app, http_server
 from server.keys import AccessKeys
@@ -34,6 +34,7 @@ def prefix_server(
     artifact: str = "art-1",
     fingerprint: str = FINGERPRINT,
     data_dir: Path | None = None,
+    **prefix_cache: Any,
 ) -> Iterator[httpx.Client]:
     """A client of a running server, with the administrator's key; `disk` is the folder of the disk tier."""
 
@@ -45,7 +46,12 @@ def prefix_server(
         tier = PrefixDisk(disk, 10**8) if disk is not None else None
         return Loaded(model, tiny_tokenizer(folder), "tiny", CONTEXT, store, disk=tier, fingerprint=fingerprint)
 
-    config = ServerConfig(engine=EngineConfig(max_num_seqs=24), http=HTTPConfig(port=0), data_dir=data_dir)
+    config = ServerConfig(
+        engine=EngineConfig(max_num_seqs=24),
+        http=HTTPConfig(port=0),
+        prefix_cache=PrefixCacheConfig(**prefix_cache),
+        data_dir=data_dir,
+    )
     engine = EngineLoop(config, start_up, exit_process=lambda code: None)
     engine.start()
     try:
