@@ -17,10 +17,7 @@ from typer.core import TyperGroup
 from quant_core.errors import QuantError
 from server.errors import ServerError
 
-COMMANDS = (
-    "serve", "open", "chat", "model", "calibrate", "status", "prefixes", "session", "eval", "bench", "doctor", "plan",
-    "service",
-)  # fmt: skip
+COMMANDS = ("serve", "open", "chat", "model", "calibrate", "status", "eval", "bench", "doctor", "plan", "service")
 
 
 class _Group(TyperGroup):

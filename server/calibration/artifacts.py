@@ -42,7 +42,7 @@ class CalibrationTarget:
     On the engine's thread, `make_store` builds its KV store for a codec; `unproven` gives the slices of the kernels'
     self-test where that codec still needs one on this machine; `has_room` says whether exact conversations leave
     memory to it. `first` is to be done at once; where there is nothing to do and nothing is packed, `exact_reason`
-    says why.
+    says why. `token_bytes`: of a token in the model's own caches.
     """
 
     model: Any
@@ -53,6 +53,7 @@ class CalibrationTarget:
     has_room: Callable[[], bool] = lambda: True
     first: FirstCodec | None = None
     exact_reason: str = ""
+    token_bytes: float = 0.0
 
 
 class ServedArtifacts:

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from quant_core.cache.plain_store import PlainStore
 from quant_core.calibrate.presets import sizes_of
 from quant_core.calibrate.procedure import CalibrationResult, calibrate
 from quant_core.calibrate.windows import builtin_windows, text_window_slices, thinned
 from quant_core.errors import CodecError
 from quant_core.slices import Progress, mapped
 from server.calibration.options import JobOptions
+from server.calibration.sizes import check_sizes
+from server.memory.limits import free_bytes
 
 T = TypeVar("T")
 Windows = list[list[int]]
@@ -31,8 +34,9 @@ def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slice
     """Calibrate as `options` say, one bounded slice per `next()`, on the engine's thread.
 
     Raises:
-        CodecError: too little text, unusable samples, or the gate refused the codec.
+        CodecError: too little memory or text, unusable samples, or the gate refused the codec.
     """
+    check_sizes(options, PlainStore.token_bytes(model), free_bytes())
     share = BUILTIN_SHARE if options.builtin else 0.0
     windows = yield from scaled(written_windows(model, tokenizer, options), 0.0, share)
     fit, held_out = split_windows(windows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant_core.codec.codec import ModelCodec
-from quant_core.errors import ArtifactStorageError, QuantError
+from quant_core.errors import ArtifactStorageError, CodecError, QuantError
 from quant_core.slices import Progress, mapped
 from server.calibration.artifacts import RETRY_AFTER_S, CalibrationTarget, ServedArtifacts
 from server.calibration.job import Job
@@ -18,8 +18,10 @@ from server.calibration.options import JobOptions
 from server.calibration.packing import PACKED, FirstCodec, PackingStatus, PackingTracker
 from server.calibration.refiner import RefinementStatus, Refiner
 from server.calibration.runs import remedy
+from server.calibration.sizes import check_sizes
 from server.engine.interface import Engine
-from server.errors import ConflictError, NotFoundError, QueueFullError, ServerError
+from server.errors import BadRequestError, ConflictError, NotFoundError, QueueFullError, ServerError
+from server.memory.limits import free_bytes, is_out_of_memory
 
 if TYPE_CHECKING:
     from quant_core.artifact.store import ArtifactStore
@@ -111,9 +113,14 @@ class CalibrationQueue:
 
         Raises:
             NotReadyError: no model is loaded yet.
+            BadRequestError: there is no memory for so much text.
             QueueFullError: too many jobs wait.
         """
-        self.artifacts.loaded()
+        target = self.artifacts.loaded()
+        try:
+            check_sizes(options, target.token_bytes, free_bytes())
+        except CodecError as error:
+            raise BadRequestError(str(error), param="samples") from error
         job = Job(options)
         try:
             self._queue.put_nowait(job)
@@ -286,6 +293,8 @@ def _reason(error: Exception) -> str:
     """For the caller: our own errors and the system's in their words, others by name."""
     if isinstance(error, QuantError | ServerError):
         return str(error)
+    if is_out_of_memory(error):
+        return f"there was no memory for it: {error}; lower samples or sample_len"
     if isinstance(error, OSError):
         return f"{error.strerror or type(error).__name__}: {error.filename}"
     return f"internal error: {type(error).__name__}; the server's log has the details"

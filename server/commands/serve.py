@@ -129,11 +129,13 @@ def _chosen_model() -> str | None:
 def start(config: ServerConfig) -> None:
     """Check what can be checked at once, then run the server until it is stopped."""
     from server.descriptors import raise_descriptor_limit
+    from server.memory.limits import check_address_space
     from server.model.device import prepare_device
     from server.serving.port import check_port
 
     console = Console(stderr=True, soft_wrap=True)
     raise_descriptor_limit()
+    check_address_space()
     check_port(config.http.host, config.http.port)
     prepare_device(lambda line: console.print(line, highlight=False, markup=False))
     from server.serving.run import run  # imports MLX, FastAPI and mlx-lm: seconds

@@ -18,6 +18,7 @@ from server.engine.batch import Batch, StepWork, UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.detokenizer import Vocabulary
 from server.engine.disk_prefixes import DiskPrefixes
+from server.engine.ending import Failure, ended_as
 from server.engine.prefill_budget import prefill_budget
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import AbortEvent, EngineEvent, ErrorEvent, GenerationRequest
@@ -162,8 +163,6 @@ class Scheduler:
             batch.prefixes.keeps = batch is coming
             if batch is not coming:
                 self.prefixes.drop_artifact(batch.store.artifact_id)
-                if self.disk is not None:
-                    self.disk.leave(batch.store)
 
     def admit(self, given: StepInput) -> None:
         """Start waiting requests in order while they fit; end those that waited too long.
@@ -219,7 +218,6 @@ class Scheduler:
             batch, running = self._running[ticket.request.request_id]
             batch.remove(running)
             self._waiting.used(running.request, running.num_generated)
-            self._counters.add("aborted_requests")
         self._end(ticket, event)
 
     def abort_all(self, reason: str) -> None:
@@ -247,7 +245,7 @@ class Scheduler:
             self._running[ticket.request.request_id] = batch, batch.start(ticket, admission, given)
         except Exception as error:  # the engine loop's guard: one bad request must not end the server
             log.exception("a request could not be started")
-            message = f"the request could not be started: {type(error).__name__}: {error}"
+            failure = Failure.of("the request could not be started", error)
         else:
             self._counters.add("packed_requests" if batch.is_packed else "exact_requests")
             return
@@ -255,7 +253,7 @@ class Scheduler:
             batch.remove(running)
         for reservation in admission.reservations:
             reservation.release()
-        self._end(ticket, ErrorEvent(ticket.request.request_id, message, "engine_error"))
+        self._end(ticket, failure.event(ticket.request.request_id))
 
     def _step(self, batch: Batch, prefill_tokens: int) -> StepWork:
         try:
@@ -264,27 +262,28 @@ class Scheduler:
             raise
         except Exception as error:  # the engine loop's guard: one bad step must not end the server
             log.exception("a step failed; its requests are ended")
-            message = f"the engine failed on this request: {type(error).__name__}: {error}"
+            failure = Failure.of("the engine failed on this request", error)
         else:
             self._num_failed_steps = 0
             return work
-        self._recover(batch, message)
+        self._recover(batch, failure)
         return StepWork()
 
-    def _recover(self, batch: Batch, message: str) -> None:
+    def _recover(self, batch: Batch, failure: Failure) -> None:
         """End the requests of a failed step and give the batch an empty generator."""
         self._counters.add("failed_steps")
-        self._num_failed_steps += 1
+        # A prompt that is too large says nothing of the device.
+        self._num_failed_steps += not failure.no_memory
         for running in batch.reset():
-            request_id = running.request.request_id
-            self._end(running.ticket, ErrorEvent(request_id, message, "engine_error"))
+            self._end(running.ticket, failure.event(running.request.request_id))
         gc.collect()
         mx.clear_cache()
         if self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise EngineFailedError(f"{self._num_failed_steps} steps failed one after the other; last: {message}")
+            raise EngineFailedError(
+                f"{self._num_failed_steps} steps failed one after the other; last: {failure.message}"
+            )
 
     def _ended(self, running: RunningRequest, error: ErrorEvent | None) -> None:
-        self._counters.add("finished_requests" if error is None else "failed_requests")
         if running.num_unparsed:
             self._counters.add("unparsed_tool_calls", running.num_unparsed)
             log.info("%s: %d tool calls were told as text", running.request.request_id, running.num_unparsed)
@@ -293,6 +292,8 @@ class Scheduler:
         self._end(running.ticket, error)
 
     def _end(self, ticket: Ticket, event: EngineEvent | None) -> None:
+        """The request has ended, whatever end that is; `event`: its last one, if that was not sent yet."""
+        self._counters.add(ended_as(event))
         self._running.pop(ticket.request.request_id, None)
         if self.disk is not None:
             self.disk.forget(ticket.request.request_id)

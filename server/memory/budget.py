@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx.utils import tree_flatten
 
 from server.config import ServerConfig
 from server.errors import ConfigError
+from server.memory.limits import check_pool, free_bytes, memory_limit
 
 # Prompt chunk, one block of history and one layer's activations; and a calibration slice.
 WORKSPACE_BYTES = 512 << 20
@@ -36,13 +36,18 @@ def working_set_bytes() -> int:
     if mx.metal.is_available():
         return int(GPU_SHARE * int(mx.device_info()["max_recommended_working_set_size"]))
     if mx.cuda.is_available():
-        return int(GPU_SHARE * int(mx.device_info().get("total_memory", 0) or _free_bytes()))
-    return int(CPU_SHARE * (_free_bytes() + mx.get_active_memory()))
+        return int(GPU_SHARE * int(mx.device_info().get("total_memory", 0) or free_bytes()))
+    return int(CPU_SHARE * (free_bytes() + mx.get_active_memory()))
 
 
 def kv_room(config: ServerConfig, weights_bytes: int) -> int:
-    """Bytes for all KV caches together: `kv_cache.pool_bytes`, or what the machine leaves beside the weights."""
+    """Bytes for all KV caches together: `kv_cache.pool_bytes`, or what the machine leaves beside the weights.
+
+    Raises:
+        ConfigError: `kv_cache.pool_bytes` is more than there is beside the weights.
+    """
     if config.kv_cache.pool_bytes != "auto":
+        check_pool(config.kv_cache.pool_bytes, weights_bytes, memory_limit())
         return config.kv_cache.pool_bytes
     return working_set_bytes() - weights_bytes - WORKSPACE_BYTES
 
@@ -63,7 +68,3 @@ def kv_budget(config: ServerConfig, room_bytes: int, context_len: int, cost: Seq
             "serve a smaller or more strongly quantised model, or set kv_cache.pool_bytes"
         )
     return min(room_bytes, useful)
-
-
-def _free_bytes() -> int:
-    return int(psutil.virtual_memory().available)

@@ -19,8 +19,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, dequantize_model, load_model, load_tokenizer
 
 from server.errors import ModelError
+from server.memory.fit import loaded_bytes
+from server.memory.limits import check_weights, is_out_of_memory, memory_limit
 from server.model.demo import demo_model
 from server.model.malloc import keep_freed_memory
+from server.model.weight_files import WEIGHT_FILES, check_weight_files, weight_files
 from server.model.wheel import Report
 
 log = logging.getLogger(__name__)
@@ -63,9 +66,13 @@ def load(
         chat_template: a Jinja template in the place of the model's.
 
     Raises:
-        ModelError: missing, unreachable, incomplete, or of an architecture mlx-lm does not know.
+        ModelError: missing, unreachable, incomplete, damaged, larger than the memory, or of an architecture mlx-lm
+            does not know.
     """
     path = resolve(name, data_dir, progress)
+    file_bytes = sum(file.stat().st_size for file in weight_files(path))
+    check_weights(name, loaded_bytes(path, file_bytes), memory_limit())
+    check_weight_files(path, data_dir, progress)
     progress(f"loading {name}", None)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if on_cpu:
@@ -75,6 +82,8 @@ def load(
         extra = None if chat_template is None else {"chat_template": chat_template}
         tokenizer = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         # mlx-lm and transformers raise all of these for files that are wrong or missing.
         raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error
     if on_cpu:
@@ -107,7 +116,7 @@ def resolve(name: str, data_dir: Path, progress: Report) -> Path:
 def _check_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json (mlx_lm.convert makes one)")
-    if not any(folder.glob("model*.safetensors")):
+    if not any(folder.glob(WEIGHT_FILES)):
         raise ModelError(f"{folder} holds no model*.safetensors; mlx_lm.convert makes them from other formats")
     return folder
 

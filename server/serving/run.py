@@ -20,9 +20,11 @@ from server.calibration.refiner import Refiner
 from server.config import LogConfig, ServerConfig, user_data_dir
 from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
+from server.errors import ConfigError
 from server.http.app import create_app, http_server
 from server.keys import AccessKeys, check_open, server_keys
 from server.local_servers import announced
+from server.memory.limits import is_out_of_memory
 from server.model.wheel import Report
 from server.serving.startup import StartedModel, check_settings, start_up
 from server.terminal.log import setup_logging
@@ -63,7 +65,7 @@ def assemble(config: ServerConfig, keys: AccessKeys, console: Console) -> tuple[
 
     def startup() -> Generator[Progress, None, Loaded]:
         with report_progress(console) as report:
-            started = yield from mapped(start_up(config, artifacts, report), partial(_shown, report))
+            started = yield from _in_memory(mapped(start_up(config, artifacts, report), partial(_shown, report)))
         announce(banner(config, started, keys), console, config.log)
         if started.target is not None:
             target.set_result(started.target)
@@ -102,6 +104,19 @@ def announce(lines: Iterable[str], console: Console, config: LogConfig) -> None:
             log.info("%s", line)
         if not (logged and console.is_terminal):
             console.print(line, highlight=False, markup=False)
+
+
+def _in_memory(slices: Generator[Progress, None, StartedModel]) -> Generator[Progress, None, StartedModel]:
+    """The same slices; raises ConfigError where an allocation is refused."""
+    try:
+        return (yield from slices)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"there is no memory for the model and its caches: {error or 'an allocation was refused'}; serve a smaller "
+            "or more strongly quantised model, lower kv_cache.pool_bytes, or free memory"
+        ) from error
 
 
 def _shown(report: Report, progress: Progress) -> Progress:

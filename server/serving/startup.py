@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from quant_core.artifact.store import ArtifactStore, model_fingerprint
+from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.store import KVStore
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import PAGE_SIZE
@@ -28,7 +29,6 @@ from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 from server.output.format import check_format_name
 from server.prefix_disk.disk import budget, open_disk
-from server.prefix_disk.inspection import FOLDER
 from server.serving.stores import StoreMaker, describe
 
 
@@ -74,7 +74,7 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
     fingerprint = model_fingerprint(model.model)
 
     def loaded(store: KVStore) -> Loaded:
-        folder, is_exact = user_data_dir(config) / FOLDER, config.kv_cache.method == "fp16"
+        folder, is_exact = user_data_dir(config) / "prefixes", config.kv_cache.method == "fp16"
         disk = open_disk(folder, budget(config.prefix_cache.disk_bytes, folder))
         return Loaded(
             model.model, model.tokenizer, name, context_len, store, embedder=embedder,
@@ -99,8 +99,9 @@ def _target(
     model: LoadedModel, fingerprint: str, maker: StoreMaker, first: FirstCodec | None = None, reason: str = ""
 ) -> CalibrationTarget:
     return CalibrationTarget(
-        model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven, maker.has_room, first, reason
-    )
+        model.model, model.tokenizer, fingerprint, maker.make_store, maker.unproven, maker.has_room, first, reason,
+        PlainStore.token_bytes(model.model),
+    )  # fmt: skip
 
 
 def _is_blocking(config: ServerConfig) -> bool:

@@ -18,7 +18,7 @@ ORDER = {
     ),
     "server": (
         "errors", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers", "terminal",
-        "grammar", "output", "model", "memory", "prefix_disk", "engine", "calibration", "doctor", "http", "serving",
+        "grammar", "output", "memory", "model", "prefix_disk", "engine", "calibration", "doctor", "http", "serving",
         "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip

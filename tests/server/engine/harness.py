@@ -89,6 +89,8 @@ def assert_clean(loop: EngineLoop, store: KVStore) -> None:
     # Asked on the engine's own thread: the published status may be a step old.
     wait_until(lambda: loop.call(lambda: _num_running(loop)).result(10) == 0)
     loop.call(lambda: store.check_integrity()).result(10)
+    accepted, ended = loop.call(lambda: _accepted_and_ended(loop)).result(10)
+    assert accepted == ended
     kv = loop.status().kv
     assert kv is not None
     assert (kv.pages_reserved, kv.held_bytes["rings"], kv.held_bytes["other"], kv.tokens_held) == (0, 0, 0, 0)
@@ -97,6 +99,16 @@ def assert_clean(loop: EngineLoop, store: KVStore) -> None:
 def _num_running(loop: EngineLoop) -> int:
     assert loop._scheduler is not None  # a ready engine has one
     return loop._scheduler.num_running
+
+
+def _accepted_and_ended(loop: EngineLoop) -> tuple[float, float]:
+    """Accepted requests that do not wait any more, and those in a counter of how they ended."""
+    counters = loop._counters.copy()
+    ended = ("finished", "aborted", "refused", "failed")
+    return (
+        counters.get("accepted_requests", 0) - len(loop._life.tickets),
+        sum(counters.get(f"{name}_requests", 0) for name in ended),
+    )
 
 
 def request(

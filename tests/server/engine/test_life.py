@@ -331,3 +331,25 @@ def test_a_start_up_that_crashes_ends_the_process() -> None:
     loop.start()
     wait_until(lambda: loop.status().state == "failed")
     wait_until(lambda: loop._life._exit_process.codes == [70])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[metal::malloc] Attempting to allocate 9 bytes")])
+def test_refused_memory_is_the_requests_end_and_not_the_engines(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    exits, step = Exits(), Batch.step
+
+    def refused(self: Batch, *args: Any) -> Any:
+        raise error
+
+    with serving(model, tokenizer, exits=exits) as loop:
+        monkeypatch.setattr(Batch, "step", refused)
+        # More often than steps may fail one after the other.
+        for i in range(7):
+            *_, last = loop.stream(request(f"r{i}", prompt(10), 5))
+            assert isinstance(last, ErrorEvent) and (last.status, last.code) == (503, "insufficient_memory")
+            assert "no memory for this request" in last.message
+        monkeypatch.setattr(Batch, "step", step)
+        assert ask(loop, request("after", prompt(10), 3)).finish.completion_tokens == 3
+        assert loop.status().counters["refused_requests"] == 7
+    assert exits.codes == []
