@@ -17,7 +17,10 @@ from typer.core import TyperGroup
 from quant_core.errors import QuantError
 from server.errors import ServerError
 
-COMMANDS = ("serve", "open", "chat", "model", "calibrate", "status", "eval", "bench", "doctor", "plan", "service")
+COMMANDS = (
+    "serve", "open", "chat", "model", "calibrate", "status", "prefixes", "session", "eval", "bench", "doctor", "plan",
+    "service",
+)  # fmt: skip
 
 
 class _Group(TyperGroup):

@@ -89,6 +89,7 @@ class PrefixCacheConfig(_Section):
 
     shared: bool = False
     disk_bytes: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    volatile_lines: Literal["drop", "keep"] = "drop"
 
 
 class CalibrationConfig(_Section):

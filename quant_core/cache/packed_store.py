@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.attention import patch
@@ -16,23 +17,25 @@ from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.page_table import PageReservation
-from quant_core.cache.plain_store import CacheCost, cache_costs, check_batchable
+from quant_core.cache.plain_store import CacheCost, cache_costs, check_batchable, read_caches
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
 from quant_core.cache.snapshot_bytes import (
+    SLICE_BYTES,
     pack_tree,
     page_bytes,
     page_names,
     restore_pages,
     restore_states,
+    restored_tail,
     unpack_tree,
 )
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.cache.views import PackedLayer
 from quant_core.cache.vq_cache import BatchVQCache, VQCache
 from quant_core.codec.arrays import RingArrays
-from quant_core.codec.codec import ModelCodec
+from quant_core.codec.codec import LayerCodec, ModelCodec
 from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import PoolError
@@ -300,8 +303,11 @@ class PackedStore:
         flush_rows(first.rows, self.arena, self.backend, ahead=1)
         return self._kept(take_snapshot(caches, tokens, self.arena, self.codec.window))
 
+    def _has_room(self, taken: PackedSnapshot) -> bool:
+        return self.plan.snapshot_bytes + taken.nbytes <= self.plan.max_snapshot_bytes
+
     def _kept(self, taken: PackedSnapshot) -> PackedSnapshot | None:
-        if self.plan.snapshot_bytes + taken.nbytes > self.plan.max_snapshot_bytes:
+        if not self._has_room(taken):
             taken.release()
             return None
         taken.evaluate()
@@ -332,21 +338,50 @@ class PackedStore:
         tails = {str(i): list(t.arrays) for i, t in snapshot.tails.items()}
         return pack_tree({"tails": tails, "others": {str(i): c.state for i, c in snapshot.others.items()}})
 
-    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> PackedSnapshot | None:
-        """The snapshot of `tokens` from exported bytes; None: there is no room for it now.
+    def import_slices(
+        self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes], make_room: Callable[[], bool]
+    ) -> Generator[None, None, PackedSnapshot | None]:
+        """The snapshot of `tokens` from exported bytes, in slices; None: there is no room for it now.
 
         Raises:
             PoolError: the bytes are of another model.
         """
-        found = unpack_tree(state)
-        tails = {int(i): RingArrays(*arrays) for i, arrays in found["tails"].items()}
-        others = {i: c for i, c in enumerate(make_prompt_cache(self._model)) if i not in self.layers}
-        restore_states(others, {int(i): other for i, other in found["others"].items()})
-        row = restore_pages(self.arena, self.page_names(tokens), pages)
+        found, names = unpack_tree(state), self.page_names(tokens)
+        if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in ("tails", "others")):
+            raise PoolError("these bytes are no packed snapshot's")
+        if found["tails"].keys() != {str(i) for i in self.layers}:
+            raise PoolError(f"exact vectors of layers {sorted(found['tails'])}, the codec has {sorted(self.layers)}")
+        row = yield from restore_pages(self.arena, names, pages, make_room)
         if row is None:
             return None
+        tails, loaded_bytes, start = dict[int, RingArrays](), 0, len(names) * PAGE_SIZE
+        for index, codec in self.codec.layers.items():
+            tails[index] = restored_tail(found["tails"][str(index)], self._tail_shapes(codec, len(tokens) - start))
+            mx.eval(tails[index].arrays)
+            loaded_bytes += tails[index].nbytes
+            if loaded_bytes >= SLICE_BYTES:
+                loaded_bytes = 0
+                yield
+        others = {i: c for i, c in enumerate(make_prompt_cache(self._model)) if i not in self.layers}
+        states = {int(i): other for i, other in found["others"].items() if i.isdecimal()}
+        restore_states(others, states, self._read_caches if others else [], len(tokens))
         size = self.arena.layout.page_bytes
-        return self._kept(PackedSnapshot(len(tokens), row, tails, others, self.codec.artifact_id, size))
+        taken = PackedSnapshot(len(tokens), row, tails, others, self.codec.artifact_id, size)
+        while not self._has_room(taken):
+            if not make_room():
+                taken.release()
+                return None
+        return self._kept(taken)
+
+    def _tail_shapes(self, codec: LayerCodec, num_tokens: int) -> list[tuple[int, ...]]:
+        """Of a layer's exact vectors in a snapshot: ring cut to what is live, and sinks."""
+        slots, dims = (num_tokens, self.codec.window.num_sink_tokens), (codec.keys, codec.values)
+        return [(1, codec.num_kv_heads, n, vector.spec.head_dim) for n in slots for vector in dims]
+
+    @cached_property
+    def _read_caches(self) -> Caches:
+        """All layers' caches, mlx-lm's own, after one token."""
+        return read_caches(self._model)
 
     def flush(self, batches: Iterable[Caches]) -> int:
         """Write the complete pages of these batches if any is due."""

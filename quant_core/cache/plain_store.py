@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -209,15 +209,32 @@ class PlainStore:
         """Every layer's cache."""
         return pack_tree([c.state for c in snapshot.caches])
 
-    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> PlainSnapshot | None:
-        """The snapshot of `tokens` from exported bytes; None: there is no room for it now.
+    def import_slices(
+        self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes], make_room: Callable[[], bool]
+    ) -> Generator[None, None, PlainSnapshot | None]:
+        """The snapshot of `tokens` from exported bytes, in slices; None: there is no room for it now.
 
         Raises:
             PoolError: the bytes are of another model.
         """
-        caches = make_prompt_cache(self._model)
-        restore_states(dict(enumerate(caches)), dict(enumerate(unpack_tree(state))))
-        return self.snapshot(caches, tokens)
+        states = unpack_tree(state)
+        if not isinstance(states, list) or len(states) != len(self._costs):
+            raise PoolError("these bytes are no exact snapshot's")
+        caches: Caches = []
+        for index, cache in enumerate(make_prompt_cache(self._model)):
+            restore_states({index: cache}, {index: states[index]}, self._read_caches, len(tokens))
+            mx.eval([a for _, a in tree_flatten(cache.state) if isinstance(a, mx.array)])
+            caches.append(cache)
+            yield
+        while (snapshot := self.snapshot(caches, tokens)) is None:
+            if not make_room():
+                return None
+        return snapshot
+
+    @cached_property
+    def _read_caches(self) -> Caches:
+        """All layers' caches after one token."""
+        return read_caches(self._model)
 
     def flush(self, batches: Iterable[Caches]) -> int:
         """Nothing is written aside."""
@@ -266,9 +283,14 @@ def check_batchable(model: Any) -> None:
 
 def cache_costs(model: Any) -> tuple[CacheCost, ...]:
     """What each layer's cache costs, measured by reading one token."""
-    caches = make_prompt_cache(model)
+    return tuple(_cost(c) for c in read_caches(model))
+
+
+def read_caches(model: Any) -> Caches:
+    """mlx-lm's own caches, after one token."""
+    caches = list(make_prompt_cache(model))
     mx.eval(model(mx.array([[0]]), cache=caches))
-    return tuple(_cost(c) for c in caches)
+    return caches
 
 
 def _cost(cache: Any) -> CacheCost:

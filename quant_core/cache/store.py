@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -147,8 +147,15 @@ class KVStore(Protocol):
     def export_state(self, snapshot: Any) -> bytes:
         """What a snapshot holds besides shared pages."""
 
-    def import_snapshot(self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes]) -> Snapshot | None:
+    def import_slices(
+        self, tokens: TokenIds, state: bytes, pages: Mapping[bytes, bytes], make_room: Callable[[], bool]
+    ) -> Generator[None, None, Snapshot | None]:
         """The snapshot of `tokens` from exported bytes, `pages` by name where they are not in memory.
+
+        In slices, between which steps may run. Any bytes may come.
+
+        Args:
+            make_room: drops another snapshot; False: it cannot.
 
         Returns:
             None: there is no room for it now.

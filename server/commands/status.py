@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def status(
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
     admin_key_file: Annotated[Path | None, typer.Option(help="A file with the server's admin key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer of GET /admin/status as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")] = False,
+    prefixes: Annotated[
+        bool, typer.Option("--prefixes", help="Why prompts were read again: where they part from earlier ones.")
+    ] = False,
 ) -> None:
     """Show the model, how its cache is packed, and the memory in use, as measured by a running server.
 
@@ -29,13 +33,37 @@ def status(
     $VECINFER_ADMIN_KEY.
     """
     with connect(url, admin=True, admin_key_file=admin_key_file) as client:
-        response = client.get("/admin/status")
+        response = client.get("/admin/prefixes/misses" if prefixes else "/admin/status")
         raise_for_error(response)
         report: dict[str, Any] = response.json()
     if as_json:
         typer.echo(json.dumps(report, indent=2))
-        return
-    Console(highlight=False).print(render(report))
+    elif prefixes:
+        typer.echo("\n".join(miss_lines(report["data"])))
+    else:
+        Console(highlight=False).print(render(report))
+
+
+def miss_lines(misses: list[dict[str, Any]]) -> list[str]:
+    """Each prompt of which much was read, why, and the text where it parts from an earlier one."""
+    lines: list[str] = []
+    for miss in misses:
+        at = time.strftime("%H:%M:%S", time.localtime(miss["at"]))
+        tokens = f"{miss['cached_tokens']:,} of {miss['prompt_tokens']:,} tokens were cached"
+        lines.append(f"{at} {miss['request_id']}: {tokens}; {_why(miss)}")
+        if miss["parting"] is not None:
+            lines += [f"    {name:6} {miss['parting'][name]!r}" for name in ("before", "here", "there")]
+    return lines or ["no prompt was read again of late"]
+
+
+def _why(miss: dict[str, Any]) -> str:
+    shared = f"{miss['shared_tokens']:,}"
+    if miss["reason"] == "new":
+        return "no earlier prompt begins like it"
+    if miss["reason"] == "not_kept":
+        return f"{shared} are as in an earlier prompt, but no snapshot of them is kept (any longer)"
+    kind = miss["parting"]["looks_like"] if miss["parting"] else None
+    return f"it parts from an earlier prompt after {shared}" + (f", at a {kind}" if kind else "")
 
 
 def render(report: dict[str, Any]) -> Table:

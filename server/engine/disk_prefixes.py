@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from quant_core.cache.store import KVStore, Snapshot
 from quant_core.errors import PoolError
 from server.engine.prefix_cache import PrefixCache, PrefixSpace
 from server.engine.prompt_history import Tokens
+from server.engine.restoring import restore_slices
 from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
 from server.prefix_disk.catalogue import StoredPrefix
 from server.prefix_disk.disk import PrefixDisk
@@ -32,10 +33,13 @@ REGULAR_ON_DISK = 2048
 # Bytes copied out per step: beside conversations little enough for 2 % of a step's time, and much while idle.
 BUSY_SLICE_BYTES = 1 << 20
 IDLE_SLICE_BYTES = 16 << 20
+# How often an idle engine goes on writing.
+WRITE_POLL_S = 0.005
 # Snapshots that may wait to be written; the oldest is given up for a newer one.
 MAX_JOBS = 16
-# Snapshots given up so that one from disk finds room.
-MAX_EVICTED_FOR_STORED = 64
+# How long a step goes on putting into memory what has come: beside conversations not to be felt.
+BUSY_RESTORE_S = 0.005
+IDLE_RESTORE_S = 0.1
 
 
 @dataclass(eq=False)
@@ -54,10 +58,12 @@ class _Write:
 class _Read:
     """A prefix on its way from the disk; `pages` are the names of those that come with it."""
 
-    prefix: StoredPrefix
+    store: KVStore
+    space: PrefixSpace
+    tokens: Tokens
     pages: list[bytes]
     parts: Future[list[bytes]]
-    tokens: Tokens
+    slices: Generator[None, None, bool] | None = None
 
 
 class DiskPrefixes:
@@ -80,9 +86,15 @@ class DiskPrefixes:
         self._looked_up: dict[str, bytes | None] = {}
 
     @property
-    def has_writes(self) -> bool:
-        """Whether snapshots wait to be written."""
-        return bool(self._writes)
+    def poll_s(self) -> float | None:
+        """When an idle engine has something to do here again; None: when it is told to."""
+        if any(read.parts.done() for read in self._reads.values()):
+            return 0.0
+        return WRITE_POLL_S if self._writes else None
+
+    def leave(self, store: KVStore) -> None:
+        """A store gets no new requests: what comes for it from the disk is dropped."""
+        self._reads = {name: read for name, read in self._reads.items() if read.store is not store}
 
     # To the disk
 
@@ -140,19 +152,24 @@ class DiskPrefixes:
     def is_reading(self, request_id: str, store: KVStore, space: PrefixSpace, prompt: Tokens) -> bool:
         """Whether a longer beginning than memory has is on its way from the disk; asked until it is not.
 
-        What has come is put into memory here, and nothing is looked up twice for a request.
+        Nothing is looked up twice for a request.
         """
         if request_id not in self._looked_up:
             self._looked_up[request_id] = self._begin_read(store, space, prompt)
-        name = self._looked_up[request_id]
-        read = self._reads.get(name) if name is not None else None
-        if read is None or name is None:
-            return False
-        if not read.parts.done():
-            return True
-        del self._reads[name]
-        self._take(store, space, read)
-        return False
+        return self._looked_up[request_id] in self._reads
+
+    def restore(self, *, busy: bool) -> None:
+        """Put what has come from the disk into memory, a slice of it beside conversations."""
+        deadline = time.monotonic() + (BUSY_RESTORE_S if busy else IDLE_RESTORE_S)
+        while (name := next((n for n, r in self._reads.items() if r.parts.done()), None)) is not None:
+            self._restore_slice(name, self._reads[name])
+            if time.monotonic() >= deadline:
+                return
+
+    def longest(self, space: PrefixSpace, tokens: Tokens) -> StoredPrefix | None:
+        """The stored prefix that the most leading tokens can be resumed from, all of them perhaps."""
+        found = self._stored(space, tokens)
+        return self.disk.catalogue.get(found[-1][0]) if found else None
 
     def forget(self, request_id: str) -> None:
         """A request has ended."""
@@ -172,28 +189,24 @@ class DiskPrefixes:
             tokens = prompt[:length]
             pages = [page for page in store.page_names(tokens) if not store.has_page(page)]
             parts = self.disk.read(prefix, [self._page(space.artifact_id, page) for page in pages])
-            self._reads[name] = _Read(prefix, pages, parts, tokens)
+            self._reads[name] = _Read(store, space, tokens, pages, parts)
         return name
 
-    def _take(self, store: KVStore, space: PrefixSpace, read: _Read) -> None:
+    def _restore_slice(self, name: bytes, read: _Read) -> None:
         try:
-            state, *pages = read.parts.result()
+            if read.slices is None:
+                state, *pages = read.parts.result()
+                contents = dict(zip(read.pages, pages, strict=True))
+                read.slices = restore_slices(read.store, self._prefixes, read.space, read.tokens, state, contents)
+            next(read.slices)
+            return
+        except StopIteration:
+            pass
         except DamagedObjectError as error:
             log.debug("a stored prefix could not be read: %s", error)
-            return
-        contents = dict(zip(read.pages, pages, strict=True))
-        if self._prefixes.has(space, read.tokens):
-            return
-        try:
-            self._prefixes.keep(
-                space,
-                read.tokens,
-                lambda: store.import_snapshot(read.tokens, state, contents),
-                cause="memory",
-                max_evicted=MAX_EVICTED_FOR_STORED,
-            )
         except PoolError as error:
             log.warning("a stored prefix does not fit this model and is dropped: %s", error)
+        del self._reads[name]
 
     # Names
 

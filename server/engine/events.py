@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import weakref
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from server.engine.request import EngineEvent, is_terminal
 
@@ -17,6 +19,49 @@ class EventSink(Protocol):
         """Deliver an event of the request, in order."""
 
 
+class LoopDelivery:
+    """Brings events into an event loop: all that came since it last looked in one wake-up, not one each.
+
+    A step ends with an event for every row; waking the loop for each would cost the MLX thread a system call and,
+    since both need Python's lock, a turn of the loop in the middle of its step.
+    """
+
+    _of_loops: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopDelivery]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._events: deque[tuple[asyncio.Queue[EngineEvent], EngineEvent]] = deque()
+        self._is_coming = False
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> LoopDelivery:
+        """The one of this loop; call it there."""
+        return cls._of_loops.setdefault(loop, cls(loop))
+
+    def put(self, to: asyncio.Queue[EngineEvent], event: EngineEvent) -> None:
+        """Deliver an event, from any thread, in order.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        self._events.append((to, event))
+        if not self._is_coming:
+            self._is_coming = True
+            loop = self._loop()
+            if loop is None:
+                raise RuntimeError("the event loop is gone")
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # First: what is appended from here on is seen below or wakes the loop again.
+        self._is_coming = False
+        while self._events:
+            to, event = self._events.popleft()
+            to.put_nowait(event)
+
+
 class AsyncEvents:
     """An async iterator of one request's events, for the event loop it is made in.
 
@@ -25,7 +70,7 @@ class AsyncEvents:
     """
 
     def __init__(self, abort: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._delivery = LoopDelivery.of(asyncio.get_running_loop())
         self._queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
         self._abort = abort
         self._ended = False
@@ -33,7 +78,7 @@ class AsyncEvents:
     def put(self, event: EngineEvent) -> None:
         """Deliver an event; a closed loop has no reader any more."""
         try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+            self._delivery.put(self._queue, event)
         except RuntimeError:
             if not is_terminal(event):
                 self._abort()

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from quant_core.cache.store import KVStore
 from server.engine.background import IdleOnly
+from server.engine.prefix_admin import PrefixAdmin
 from server.engine.prefix_cache import PrefixStats
 from server.engine.request import EngineEvent, GenerationRequest
 from server.grammar.compile import GrammarCompiler
@@ -125,6 +126,14 @@ class Engine(Protocol):
     @property
     def grammars(self) -> GrammarCompiler:
         """What compiles a request's grammar before it is submitted, from any thread but an event loop's.
+
+        Raises:
+            NotReadyError: the model is not loaded yet.
+        """
+
+    @property
+    def prefix_admin(self) -> PrefixAdmin:
+        """What lists, clears and verifies stored prefixes, from threads that may wait.
 
         Raises:
             NotReadyError: the model is not loaded yet.

@@ -22,6 +22,7 @@ from server.engine.counters import Counters
 from server.engine.events import AsyncEvents, BlockingEvents, EventSink
 from server.engine.interface import EngineState, EngineStatus
 from server.engine.lifecycle import EXIT_GRACE_S, SHUTTING_DOWN, Lifecycle
+from server.engine.prefix_admin import PrefixAdmin
 from server.engine.request import AbortEvent, GenerationRequest
 from server.engine.scheduler import Loaded, Scheduler
 from server.engine.status import StatusBuilder
@@ -40,8 +41,7 @@ Startup = Callable[[], Generator[Any, None, Loaded]]
 
 # How often a full engine without rows looks at its queue again (queue timeouts).
 POLL_S = 0.2
-# How often an idle engine goes on writing prefixes to the disk, and how long it does so at the end.
-WRITE_POLL_S = 0.005
+# How long an engine goes on writing prefixes to the disk at its end.
 FLUSH_S = 5.0
 
 
@@ -96,6 +96,11 @@ class EngineLoop:
     def grammars(self) -> GrammarCompiler:
         """What compiles grammars for this model; see `Engine.grammars`."""
         return self._require().grammars
+
+    @property
+    def prefix_admin(self) -> PrefixAdmin:
+        """What lists, clears and verifies stored prefixes; see `Engine.prefix_admin`."""
+        return PrefixAdmin(self._require(), self.call)
 
     def start(self) -> None:
         """Start the MLX thread and the watchdog."""
@@ -207,6 +212,7 @@ class EngineLoop:
             if work.num_generated or work.num_prompt:
                 self._activity.touch()
         if scheduler.disk is not None:
+            scheduler.disk.restore(busy=busy)
             scheduler.disk.write(busy=busy)
         self._jobs.advance(given, idle=not busy)
         scheduler.retire()
@@ -260,8 +266,9 @@ class EngineLoop:
                 mx.clear_cache()
             # Requests may wait with no row running only while draining or for their timeout.
             timeout = POLL_S if len(self._waiting) or self._life.is_draining else next_slice_s
-            if self._scheduler is not None and self._scheduler.disk is not None and self._scheduler.disk.has_writes:
-                timeout = WRITE_POLL_S
+            if self._scheduler is not None and self._scheduler.disk is not None:
+                poll_s = self._scheduler.disk.poll_s
+                timeout = timeout if poll_s is None else poll_s
             try:
                 self._commands.get(timeout=timeout)()
             except queue.Empty:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from quant_core.cache.store import Snapshot
+from server.engine.prefix_misses import PrefixMisses
 from server.engine.prompt_history import PromptHistory, Tokens, common_len
 from server.engine.snapshot_spacing import MIN_SAVED_TOKENS
 
@@ -17,8 +18,11 @@ log = logging.getLogger(__name__)
 # Snapshots given up to make room for a new one.
 MAX_EVICTED_FOR_ONE = 8
 
-# Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact.
-EvictionCause = Literal["snapshots", "memory", "artifact"]
+# Requests whose latest snapshot is known by their id.
+MAX_NOTED = 256
+
+# Why a snapshot was dropped: for a newer one, for a running conversation's memory, with its artifact, by a person.
+EvictionCause = Literal["snapshots", "memory", "artifact", "cleared"]
 EVICTION_CAUSES: tuple[EvictionCause, ...] = get_args(EvictionCause)
 
 
@@ -78,6 +82,7 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self.history = PromptHistory()
+        self.misses = PrefixMisses()
         # Whether the latest snapshot found room; while none does, nobody should wait for one.
         self.has_room = True
         self._roots: dict[PrefixSpace, list[_Node]] = {}
@@ -86,6 +91,24 @@ class PrefixCache:
         self._num_snapshots = self._nbytes = 0
         self._num_hits = self._num_misses = self._num_saved_tokens = 0
         self._num_evicted: Counter[str] = Counter()
+        self._noted: OrderedDict[str, tuple[PrefixSpace, Tokens]] = OrderedDict()
+
+    def longest(self, space: PrefixSpace, tokens: Tokens) -> FoundPrefix | None:
+        """The snapshot that the most leading tokens can be resumed from, all of them perhaps."""
+        node, length = self._longest(space, tokens)
+        return FoundPrefix(node.snapshot, length) if node is not None else None
+
+    def note(self, request_id: str, space: PrefixSpace, tokens: Tokens) -> None:
+        """A request's conversation can be resumed at these tokens, or could once."""
+        _, known = self._noted.get(request_id, (space, tokens[:0]))
+        if len(tokens) >= len(known):
+            self._noted[request_id] = space, tokens
+        while len(self._noted) > MAX_NOTED:
+            self._noted.popitem(last=False)
+
+    def noted(self, request_id: str) -> tuple[PrefixSpace, Tokens] | None:
+        """Where a request's conversation could be resumed last; None: it is not known (any longer)."""
+        return self._noted.get(request_id)
 
     def find(self, space: PrefixSpace, prompt: Tokens) -> FoundPrefix | None:
         """The longest snapshot that is a prefix of the prompt and leaves at least one token to read."""
@@ -96,7 +119,7 @@ class PrefixCache:
         return FoundPrefix(node.snapshot, length)
 
     def used(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None, name: str) -> None:
-        """Count a request that was admitted with (or without) a snapshot; `name` is for the log."""
+        """Count a request that was admitted with (or without) a snapshot; `name` is its id."""
         self._clock += 1
         if found is not None:
             self._num_hits += 1
@@ -106,8 +129,11 @@ class PrefixCache:
                 node.last_used, node.num_uses = self._clock, node.num_uses + 1
         else:
             self._num_misses += 1
+        length, closest = found.length if found is not None else 0, self.history.closest(space, prompt)
+        self.misses.note(name, space, prompt, closest, length)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s", name, self._reason(space, prompt, found))
+            shared = f"shares {closest[1]} with an earlier prompt" if closest[1] else "no earlier prompt begins like it"
+            log.debug("%s: %d of %d tokens come from a snapshot; %s", name, length, len(prompt), shared)
 
     def has(self, space: PrefixSpace, tokens: Tokens) -> bool:
         """Whether exactly these tokens can be resumed; finding them makes their snapshot recent."""
@@ -122,20 +148,22 @@ class PrefixCache:
         space: PrefixSpace,
         tokens: Tokens,
         take: Callable[[], Snapshot | None],
-        cause: EvictionCause = "snapshots",
-        max_evicted: int = MAX_EVICTED_FOR_ONE,
     ) -> Snapshot | None:
         """Take and keep a snapshot of `tokens`, in the place of others if it does not fit otherwise."""
-        for _ in range(max_evicted + 1):
+        for _ in range(MAX_EVICTED_FOR_ONE + 1):
             snapshot = take()
             if snapshot is not None:
-                self._insert(space, tokens, snapshot)
-                self.has_room = True
+                self.add(space, tokens, snapshot)
                 return snapshot
-            if not self.evict(cause):
+            if not self.evict("snapshots"):
                 break
         self.has_room = False
         return None
+
+    def add(self, space: PrefixSpace, tokens: Tokens, snapshot: Snapshot) -> None:
+        """Keep a snapshot of `tokens`, of which there is none."""
+        self._insert(space, tokens, snapshot)
+        self.has_room = True
 
     def evict(self, cause: EvictionCause, spare: Snapshot | None = None) -> bool:
         """Drop the snapshot, other than `spare`, that saves least for its bytes; False when there is none.
@@ -156,6 +184,16 @@ class PrefixCache:
         for node in [n for n in self._nodes() if n.space.artifact_id == artifact_id]:
             self._num_evicted["artifact"] += 1
             self._drop(node)
+
+    def clear(self) -> int:
+        """Drop every snapshot, and forget the prompts; how many they were."""
+        nodes = list(self._nodes())
+        for node in nodes:
+            self._num_evicted["cleared"] += 1
+            self._drop(node)
+        self.history, self.misses = PromptHistory(), PrefixMisses()
+        self._noted.clear()
+        return len(nodes)
 
     def stats(self) -> PrefixStats:
         """What is held and was done."""
@@ -218,12 +256,6 @@ class PrefixCache:
         self._num_snapshots -= 1
         self._nbytes -= node.snapshot.nbytes
         node.snapshot.release()
-
-    def _reason(self, space: PrefixSpace, prompt: Tokens, found: FoundPrefix | None) -> str:
-        length = found.length if found is not None else 0
-        shared = self.history.shared_len(space, prompt)
-        parted = f"; shares {shared} with an earlier prompt" if shared else "; no earlier prompt begins like it"
-        return f"{length} of {len(prompt)} tokens come from a snapshot{parted}"
 
 
 def _begins_with(tokens: Tokens, beginning: Tokens) -> bool:

@@ -35,4 +35,12 @@ class PromptHistory:
 
     def shared_len(self, name: object, prompt: Tokens) -> int:
         """The longest beginning that `prompt` shares with one of them."""
-        return max((common_len(known, prompt) for other, known in self._prompts if other == name), default=0)
+        return self.closest(name, prompt)[1]
+
+    def closest(self, name: object, prompt: Tokens) -> tuple[Tokens | None, int]:
+        """The one that shares most with `prompt`, the latest of several, and how many tokens those are."""
+        best, length = None, 0
+        for other, known in reversed(self._prompts):
+            if other == name and (shared := common_len(known, prompt)) > length:
+                best, length = known, shared
+        return best, length

@@ -163,6 +163,8 @@ class Scheduler:
             batch.prefixes.keeps = batch is coming
             if batch is not coming:
                 self.prefixes.drop_artifact(batch.store.artifact_id)
+                if self.disk is not None:
+                    self.disk.leave(batch.store)
 
     def admit(self, given: StepInput) -> None:
         """Start waiting requests in order while they fit; end those that waited too long.

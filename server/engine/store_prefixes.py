@@ -45,6 +45,7 @@ class StorePrefixes:
     def keep(self, running: RunningRequest, tokens: Tokens, extract: Callable[[], Caches]) -> None:
         """A snapshot of a row that holds exactly `tokens`, unless there is one."""
         space = prefix_space(running.request, self._store)
+        self._prefixes.note(running.request.request_id, space, tokens)
         if self.keeps and not self._prefixes.has(space, tokens):
             caches = extract()
             snapshot = self._prefixes.keep(space, tokens, lambda: self._store.snapshot(caches, tokens))

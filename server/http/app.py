@@ -14,6 +14,7 @@ from typing import Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
@@ -43,7 +44,9 @@ from server.http.routes import (
     messages,
     metrics,
     models,
+    prefixes,
     responses,
+    sessions,
     tokens,
 )
 from server.http.schemas.calibration import CalibrationBody
@@ -52,6 +55,7 @@ from server.http.schemas.completions import CompletionBody
 from server.http.schemas.embeddings import EmbeddingBody
 from server.http.schemas.messages import MessagesBody, TokenCountBody
 from server.http.schemas.responses import ResponseBody
+from server.http.schemas.sessions import RestoreBody, SessionBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.http.wire import EXPOSED_HEADERS, WireMiddleware
 from server.keys import AccessKeys
@@ -78,6 +82,8 @@ ROUTES = (
     RouteGroup(tokens.router, "api", (TokenizeBody, DetokenizeBody)),
     RouteGroup(models.router, "api"),
     RouteGroup(admin.router, "admin", (CalibrationBody,)),
+    RouteGroup(prefixes.router, "admin"),
+    RouteGroup(sessions.router, "admin", (SessionBody, RestoreBody)),
     RouteGroup(page.router, "admin"),
     RouteGroup(page.files, "none"),
     RouteGroup(home.router, "none"),
@@ -140,11 +146,15 @@ def create_app(
             if context.response_store is not None:
                 context.response_store.close()
 
-    app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False)
+    # The framework's own pages of documentation load scripts from elsewhere.
+    app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.context = context
-    add_error_handlers(app, context.metrics)
+    routes = [(route, group) for group in ROUTES for route in group.router.routes if isinstance(route, APIRoute)]
+    add_error_handlers(app, context.metrics, [route for route, _ in routes])
     _add_routes(app, context, CallerRules.of(config.http))
-    describe(app, [body for group in ROUTES for body in group.bodies])
+    bodies = [body for group in ROUTES for body in group.bodies]
+    keys_by_path = {route.path_format: group.key for route, group in routes}
+    describe(app, bodies, keys_by_path, takes_unknown=config.http.unknown_fields == "ignore", open_api=not access.api)
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
     return app

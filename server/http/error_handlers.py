@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from server.errors import INTERNAL_ERROR, BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
 from server.http.error_shapes import error_body
@@ -19,8 +21,12 @@ from server.http.sse import CLIENT_CLOSED_REQUEST, ClientGone
 log = logging.getLogger(__name__)
 
 
-def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Give `app` a handler for everything that can be raised under it; errors and hang-ups are counted."""
+def add_error_handlers(app: FastAPI, metrics: Metrics, routes: Sequence[Route]) -> None:
+    """Give `app` a handler for everything that can be raised under it; errors and hang-ups are counted.
+
+    Args:
+        routes: all of them, for the methods that a path allows.
+    """
 
     def answer(request: Request, error: ServerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         metrics.errors.labels(str(error.status)).inc()
@@ -38,7 +44,10 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(request, _from_http(request, error), error.headers)
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_allowed((*routes, *app.routes), request.scope))}
+        return answer(request, _from_http(request, error), headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -59,6 +68,15 @@ def _headers(error: ServerError) -> dict[str, str]:
     if isinstance(error, QueueFullError | NotReadyError) and error.retry_after_s is not None:
         return {"Retry-After": str(error.retry_after_s)}
     return {}
+
+
+def _allowed(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """The methods of all routes of this path; the framework names those of the first."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def _from_http(request: Request, error: HTTPException) -> ServerError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class _Failed:
     error: BaseException
 
 
-_Item = Tagged | _HungUp | _Failed
+_Item = Tagged | Tick | _HungUp | _Failed
 
 
 class RequestGroup:
@@ -79,21 +78,22 @@ class RequestGroup:
         for task in tasks:
             task.add_done_callback(lambda done: _report(done, queue))
         num_left = len(self._iterators)
-        deadline = time.monotonic() + interval_s
+        ticks = _Ticks(queue, interval_s)
         try:
             while num_left:
-                item = await _next_before(queue, deadline)
+                item = await queue.get()
                 if self._gone:
                     raise ClientGone
                 if isinstance(item, _Failed):
                     raise item.error
+                if isinstance(item, Tick):
+                    ticks.start()
                 if isinstance(item, Tagged):
                     num_left -= is_terminal(item.event)
+                if isinstance(item, Tagged | Tick):
                     yield item
-                if time.monotonic() >= deadline:
-                    yield Tick()
-                    deadline = time.monotonic() + interval_s
         finally:
+            ticks.stop()
             for task in tasks:
                 task.cancel()
             self.abort("the request ended early")
@@ -122,11 +122,17 @@ def _report(task: asyncio.Task[None], queue: asyncio.Queue[_Item]) -> None:
         queue.put_nowait(_Failed(error))
 
 
-async def _next_before(queue: asyncio.Queue[_Item], deadline: float) -> _Item | None:
-    """The next item, None when there is none before the deadline."""
-    if not queue.empty():
-        return queue.get_nowait()
-    try:
-        return await asyncio.wait_for(queue.get(), max(0.0, deadline - time.monotonic()))
-    except TimeoutError:
-        return None
+class _Ticks:
+    """Puts a Tick into a queue after `interval_s`, once started anew after each."""
+
+    def __init__(self, queue: asyncio.Queue[_Item], interval_s: float) -> None:
+        self._queue, self._interval_s = queue, interval_s
+        self.start()
+
+    def start(self) -> None:
+        """The next one comes in `interval_s`."""
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._queue.put_nowait, Tick())
+
+    def stop(self) -> None:
+        """No more."""
+        self._timer.cancel()

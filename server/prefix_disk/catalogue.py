@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 SCHEMA_VERSION = 1
 _TABLES = """
@@ -54,32 +55,40 @@ class StoredPrefix:
 class Catalogue:
     """The index. One thread changes it; any may ask.
 
+    Args:
+        read_only: to look at it while another process has it; nothing may be changed.
+
     Raises (at construction):
         sqlite3.Error: the file is no index of this version, or cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        name = f"file:{quote(str(path))}?mode=ro" if read_only else str(path)
+        self._db = sqlite3.connect(name, check_same_thread=False, isolation_level=None, uri=read_only)
         try:
-            self._open()
+            self._open(read_only)
         except sqlite3.Error:
             self._db.close()
             raise
 
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
+    def _open(self, read_only: bool) -> None:
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
             raise sqlite3.DatabaseError(f"version {version} of the index, this server knows {SCHEMA_VERSION}")
-        self._db.executescript(_TABLES + f"PRAGMA user_version={SCHEMA_VERSION};")
+        if not read_only:
+            self._db.executescript(_TABLES + f"PRAGMA user_version={SCHEMA_VERSION};")
+        self._db.execute("BEGIN")  # another process may write meanwhile
         self._pages = {
             row[0]: StoredPage(*row) for row in self._db.execute("SELECT name, parent, num_bytes FROM pages")
         }
         columns = "name, space, label, length, page, num_bytes, last_used"
         rows = self._db.execute(f"SELECT {columns} FROM prefixes ORDER BY last_used")
         self._prefixes = OrderedDict((row[0], StoredPrefix(*row)) for row in rows)
+        self._db.execute("COMMIT")
         parents = (p.parent for p in self._pages.values())
         self._holders = Counter(n for n in (*parents, *(p.page for p in self._prefixes.values())) if n is not None)
         self._lengths = Counter((p.space, p.length) for p in self._prefixes.values())

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from server.prefix_disk.catalogue import Catalogue, StoredPage, StoredPrefix
+from server.prefix_disk.inspection import INDEX_FILE, LOCK_FILE, OBJECTS_FOLDER, Inspection, inspect
 from server.prefix_disk.objects import DamagedObjectError, ObjectFiles
 
 log = logging.getLogger(__name__)
 
-INDEX_FILE, LOCK_FILE, OBJECTS_FOLDER = "index.sqlite3", "lock", "objects"
 MIN_FREE_BYTES = 20 * 10**9
 DEFAULT_BYTES = 10 * 10**9
 # Tails on disk along one conversation: the latest two, and others as far apart as may be. Each costs 500 packed tokens.
@@ -32,6 +31,8 @@ MAX_QUEUED_BYTES = 64 << 20
 NUM_READERS = 4
 # After an error of the disk nothing is written for so long.
 RETRY_S = 60.0
+# For what was offered to be written; a tier that is closed meanwhile never answers.
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,36 @@ class PrefixDisk:
             c["evicted"], c["damaged"],
         )  # fmt: skip
 
+    def clear(self) -> int:
+        """Delete all prefixes, those on their way too; how many were listed."""
+        cleared: Future[int] = Future()
+
+        def run() -> None:
+            try:
+                names = [prefix.name for prefix in self.catalogue.prefixes()]
+                self._delete(names)
+                self._forget_loose()
+            except (OSError, sqlite3.Error) as error:
+                cleared.set_exception(error)
+                raise
+            cleared.set_result(len(names))
+
+        self._commands.put(run)
+        return cleared.result(ANSWER_S)
+
+    def verify(self) -> Inspection:
+        """Read every object; what is damaged is dropped. Waits; other use goes on meanwhile."""
+        found = inspect(self.catalogue, self.files)
+        damaged = [name for name in found.damaged if self.catalogue.get(name) or self.catalogue.has_page(name)]
+        self._commands.put(lambda: self._drop_damaged(damaged))
+        self.wait()
+        return replace(found, damaged={name: found.damaged[name] for name in damaged})
+
     def wait(self) -> None:
-        """Until all that was offered is written."""
+        """Until all that was offered is written, a minute at most."""
         done = threading.Event()
         self._commands.put(done.set)
-        done.wait()
+        done.wait(ANSWER_S)
 
     def close(self) -> None:
         """Write what was offered and let the folder go."""
@@ -281,27 +307,3 @@ def _opened(path: Path) -> Catalogue:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return Catalogue(path)
-
-
-def verify(folder: Path, on_object: Callable[[int, int], Any] = lambda done, total: None) -> list[str]:
-    """Read every object that the index lists; what is wrong, a line each. Changes nothing.
-
-    Raises:
-        sqlite3.Error: the index cannot be read.
-    """
-    catalogue, files = Catalogue(folder / INDEX_FILE), ObjectFiles(folder / OBJECTS_FOLDER)
-    try:
-        names, wrong = sorted(catalogue.object_names()), []
-        for done, name in enumerate(names):
-            try:
-                files.read(name)
-            except DamagedObjectError as error:
-                wrong.append(str(error))
-            on_object(done + 1, len(names))
-        for prefix in catalogue.prefixes():
-            pages = catalogue.pages_of(prefix)
-            if prefix.page is not None and (not pages or pages[0].parent is not None):
-                wrong.append(f"{prefix.name.hex()}: a page of it is not listed")
-        return wrong
-    finally:
-        catalogue.close()

@@ -29,6 +29,7 @@ from server.model.loader import LoadedModel, load
 from server.model.wheel import Report
 from server.output.format import check_format_name
 from server.prefix_disk.disk import budget, open_disk
+from server.prefix_disk.inspection import FOLDER
 from server.serving.stores import StoreMaker, describe
 
 
@@ -74,7 +75,7 @@ def start_up(config: ServerConfig, artifacts: ArtifactStore, report: Report) -> 
     fingerprint = model_fingerprint(model.model)
 
     def loaded(store: KVStore) -> Loaded:
-        folder, is_exact = user_data_dir(config) / "prefixes", config.kv_cache.method == "fp16"
+        folder, is_exact = user_data_dir(config) / FOLDER, config.kv_cache.method == "fp16"
         disk = open_disk(folder, budget(config.prefix_cache.disk_bytes, folder))
         return Loaded(
             model.model, model.tokenizer, name, context_len, store, embedder=embedder,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from server.errors import ServerError
 from server.loopback import is_loopback
 
 if TYPE_CHECKING:
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
+class NoServerError(ServerError):
+    """Nothing listens there."""
+
+
 @contextmanager
 def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None) -> Iterator[httpx.Client]:
     """A client for `url`, with a key of the file, of the environment, or for /admin of the server on this machine.
 
     Raises:
         ConfigError: the key file cannot be read.
-        ServerError: inside the block, for a server that cannot be reached or stops answering.
+        NoServerError, ServerError: inside the block, for a server that cannot be reached or stops answering.
     """
     import httpx
-
-    from server.errors import ServerError
 
     key = _admin_key(url, admin_key_file) if admin else _api_key()
     headers = {b"Authorization": b"Bearer " + key.encode()} if key else {}
@@ -36,7 +39,7 @@ def connect(url: str, *, admin: bool = False, admin_key_file: Path | None = None
         with httpx.Client(base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=limits) as client:
             yield client
     except httpx.ConnectError as error:
-        raise ServerError(f"no server answers at {url}; start one with: vecinfer serve --model demo") from error
+        raise NoServerError(f"no server answers at {url}; start one with: vecinfer serve --model demo") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(f"talking to {url} failed: {error or type(error).__name__}") from error
 
@@ -81,8 +84,6 @@ def raise_for_error(response: httpx.Response) -> None:
     Raises:
         ServerError: the response is an error.
     """
-    from server.errors import ServerError
-
     if not response.is_error:
         return
     try:

@@ -24,6 +24,7 @@ from server.http.schemas.generation import StreamOptions
 from server.http.schemas.messages import MessagesBody, ThinkingField, ToolChoiceField
 from server.http.schemas.response_items import InputItem
 from server.http.schemas.responses import ReasoningField, ResponseBody, TextField
+from server.http.schemas.sessions import RestoreBody, SessionBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import VOCAB_SIZE, tiny_tokenizer
@@ -80,6 +81,8 @@ def test_every_route_has_a_heading(app: FastAPI) -> None:
         TokenizeBody,
         DetokenizeBody,
         CalibrationBody,
+        SessionBody,
+        RestoreBody,
         ChatMessage,
         MessagesBody,
         ToolChoiceField,
@@ -108,7 +111,8 @@ def test_every_error_code_is_named() -> None:
 async def test_examples_do_what_they_show(app: FastAPI, path: str, body: str) -> None:
     json.loads(body)
     if path.startswith("/admin"):
-        CalibrationBody.model_validate(json.loads(body)).check()
+        admin: type[CalibrationBody | SessionBody] = SessionBody if "sessions" in path else CalibrationBody
+        admin.model_validate(json.loads(body)).check()
         return
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         answer = await client.post(path, content=body)

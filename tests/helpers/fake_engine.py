@@ -90,6 +90,7 @@ class FakeEngine:
     script: Script = field(default_factory=Script)
     tokenizer: Any = field(default_factory=FakeTokenizer)
     embedder: Any = None
+    prefix_admin: Any = None
     current: EngineStatus = READY
     submitted: list[GenerationRequest] = field(default_factory=list)
     aborted: dict[str, str] = field(default_factory=dict)

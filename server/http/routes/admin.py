@@ -85,8 +85,8 @@ async def _job_frames(job: Job, keepalive_s: float) -> AsyncGenerator[bytes, Non
     yield sse_data(job.to_wire(), event=job.state)
 
 
-@router.post("/calibrations/{job_id}/cancel")
-@router.delete("/calibrations/{job_id}")
+@router.post("/calibrations/{job_id}/cancel", status_code=202)
+@router.delete("/calibrations/{job_id}", status_code=202)
 async def cancel_calibration(request: Request, job_id: str) -> JSONResponse:
     """Ask for the end of a job; it ends at its next slice and leaves nothing."""
     return JSONResponse(_calibration(app_context(request)).cancel(job_id).to_wire(), 202)

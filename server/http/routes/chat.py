@@ -19,7 +19,7 @@ from server.http.schemas.chat import ChatBody
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody))
+@router.post("/v1/chat/completions", openapi_extra=body_of(ChatBody, stream=True))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, as JSON or as server-sent events."""
     context = app_context(request)

@@ -23,7 +23,7 @@ from server.model.prompts import TokenizedPrompt
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=body_of(CompletionBody))
+@router.post("/v1/completions", openapi_extra=body_of(CompletionBody, stream=True))
 async def create_completion(request: Request) -> Response:
     """Continue one or several prompts, as JSON or as server-sent events."""
     context = app_context(request)

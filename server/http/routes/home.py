@@ -11,7 +11,7 @@ from server.version import package_version
 
 router = APIRouter()
 
-LINKS = {"models": "/v1/models", "ready": "/readyz", "docs": "/docs", "openapi": "/openapi.json"}
+LINKS = {"models": "/v1/models", "ready": "/readyz", "openapi": "/openapi.json"}
 
 
 @router.get("/")

@@ -25,7 +25,7 @@ NOT_KEPT = "this server keeps no responses (http.store_responses)"
 MAX_PAGE = 100
 
 
-@router.post("/v1/responses", openapi_extra=body_of(ResponseBody))
+@router.post("/v1/responses", openapi_extra=body_of(ResponseBody, stream=True))
 async def create_response(request: Request) -> Response:
     """Answer input items, as JSON or as typed server-sent events."""
     context = app_context(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -34,6 +34,7 @@ from server.http.schemas.generation import (
 )
 from server.http.schemas.tools import MAX_TOOLS, check_choice, read_function
 from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
+from server.model.volatile_lines import without_billing_header
 
 _TEXT_OR_BLOCKS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 _MODES: dict[str, Literal["none", "auto", "required"]] = {
@@ -133,6 +134,10 @@ class TokenCountBody(RequestBody):
         wrong = check_choice(self.tools, self._choice)
         if wrong is not None:
             raise BadRequestError(f"tool_choice: {wrong}", param="tool_choice", code="invalid_value")
+
+    def without_volatile_lines(self) -> Self:
+        """The same without what its client put in front for Anthropic's own server, which changes each time."""
+        return self.model_copy(update={"system": without_billing_header(self.system)})
 
     def conversation(self) -> Conversation:
         """The messages and tools in OpenAI's form.

@@ -168,7 +168,10 @@ class ResponseBody(RequestBody):
             BadRequestError: naming the parameter.
         """
         if not self.input and not self.instructions and self.previous_response_id is None:
-            raise BadRequestError("'input' is required", param="input", code="missing_required_parameter")
+            if "input" not in self.model_fields_set:
+                raise BadRequestError("'input' is required", param="input", code="missing_required_parameter")
+            message = "input: it is empty; without 'instructions' or 'previous_response_id' it needs an item"
+            raise BadRequestError(message, param="input", code="invalid_value")
         if self.background:
             message = "background: this server answers while the caller waits; leave it out, or stream"
             raise BadRequestError(message, param="background")

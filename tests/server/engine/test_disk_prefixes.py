@@ -13,7 +13,8 @@ import pytest
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.store import KVStore
 from server.engine.loop import EngineLoop
-from server.prefix_disk.disk import PrefixDisk, verify
+from server.prefix_disk.disk import PrefixDisk
+from server.prefix_disk.inspection import verify
 from server.prefix_disk.objects import ObjectFiles
 from tests.helpers.tiny_models import build_tiny_model
 from tests.server.engine.harness import ask, prompt, read, request, serving, wait_until

@@ -313,4 +313,4 @@ async def test_the_root_says_what_this_is(engine: FakeEngine) -> None:
     assert (head.status_code, head.content) == (200, b"")
     assert (await client.get("/")).text.startswith("vecinfer ")
     links = (await client.get("/", headers={"accept": "application/json"})).json()["links"]
-    assert {"/v1/models", "/readyz", "/docs"} <= set(links.values())
+    assert {"/v1/models", "/readyz", "/openapi.json"} <= set(links.values())

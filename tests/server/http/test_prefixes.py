@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from quant_core.cache.packed_store import PackedStore, plan_memory
-from quant_core.proof.random_codec import random_codec
-from server.config import EngineConfig, ServerConfig
-from server.engine.loop import EngineLoop, Loaded
 from server.keys import AccessKeys
-from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
-from tests.server.http.conftest import eventually, serve
-from tests.server.http.test_real_engine import Loading
+from tests.server.http.prefix_server import prefix_server
 
 KEYS = AccessKeys(api=("sk-ann", "sk-bob"))
 Json = dict[str, Any]
@@ -26,27 +20,9 @@ OWN_TOKENS = 70
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("tokenizer")
-
-    def start_up() -> Generator[Loading, None, Loaded]:
-        yield Loading()
-        model = build_tiny_model("llama", max_position_embeddings=8192)
-        store: Any = PackedStore(model, random_codec(2, 2, 64), plan_memory(random_codec(2, 2, 64), 96 << 20, 24, 0.4))
-        return Loaded(model, tiny_tokenizer(folder), "tiny", 8192, store)
-
-    engine = EngineLoop(ServerConfig(engine=EngineConfig(max_num_seqs=24)), start_up, exit_process=lambda code: None)
-    engine.start()
-    try:
-        with (
-            serve(engine, keys=KEYS) as port,
-            httpx.Client(
-                base_url=f"http://127.0.0.1:{port}", timeout=120, headers={"authorization": "Bearer sk-ann"}
-            ) as client,
-        ):
-            eventually(lambda: client.get("/readyz").status_code == 200, "readiness", timeout_s=20)
-            yield client
-    finally:
-        engine.shutdown(0)
+    with prefix_server(tmp_path_factory.mktemp("tokenizer"), KEYS) as client:
+        client.headers["authorization"] = "Bearer sk-ann"
+        yield client
 
 
 def chat(head: str, end: str) -> Json:

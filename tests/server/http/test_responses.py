@@ -94,6 +94,19 @@ def test_items_of_one_turn_become_one_message() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [({}, "missing_required_parameter", "is required"), ({"input": []}, "invalid_value", "it is empty")],
+)
+async def test_no_input_and_an_empty_one_are_told_apart(
+    client: httpx.AsyncClient, fields: dict[str, object], code: str, said: str
+) -> None:
+    error = (await client.post(URL, json=fields)).json()["error"]
+    assert error["param"] == "input" and error["code"] == code and said in error["message"]
+    assert (await client.post(URL, json={**fields, "instructions": "Say hello."})).status_code == 200
+
+
+@pytest.mark.anyio
 async def test_what_a_coding_agent_sends_is_taken(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     body = {
         "instructions": "A.",

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from server.prefix_disk import disk as disk_module
-from server.prefix_disk.disk import INDEX_FILE, OBJECTS_FOLDER, PrefixDisk, budget, open_disk, verify
+from server.prefix_disk.disk import PrefixDisk, budget, open_disk
+from server.prefix_disk.inspection import INDEX_FILE, OBJECTS_FOLDER, verify
 from server.prefix_disk.objects import ObjectFiles
 from tests.server.prefix_disk.prefixes import PAGE, SPACE, check, offer, page_name, random_paths, tail_name
 
