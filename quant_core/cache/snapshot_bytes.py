@@ -22,7 +22,7 @@ from quant_core.codec.spec import PAGE_SIZE
 from quant_core.errors import PoolError, PoolFullError
 
 # Bytes made or written into the pool at a time: between two of these, others' steps may run.
-SLICE_BYTES = 1 << 20
+SLICE_BYTES = 8 << 20
 MAX_DIMS = 8
 # Of what caches have in the place of a number, in a batch.
 MAX_COUNTS_BYTES = 256

@@ -27,7 +27,7 @@ from tests.faults.process import ServerProcess, server_process
 
 Json = dict[str, Any]
 # As the demo model's tokenizer counts the words of the built-in prompts.
-TOKENS_PER_WORD = 1.6
+TOKENS_PER_WORD = 1.31
 
 
 @dataclass
@@ -152,9 +152,41 @@ def beside_a_stream(bench: Bench) -> tuple[bool, str]:
     )
 
 
+# Of the replay of an agent, as parts of the head: what a tool gives back, and an answer.
+RESULT_SHARE, ANSWER_SHARE = 250 / 6000, 200 / 6000
+BILLING = "x-anthropic-billing-header: cc_version=2.1.117.48f; cc_entrypoint=cli; cch={}; \n"
+# The replay's head, so that all turns fit the context of the demo model.
+HEAD_TOKENS = 2800
+
+
+def agent(bench: Bench) -> tuple[bool, str]:
+    """From turn 2 on at least 95 % of an agent's prompt is cached, with a volatile line too, and after kill -9."""
+    texts, num_answer = TextSource(3, TOKENS_PER_WORD), round(HEAD_TOKENS * ANSWER_SHARE)
+    messages: list[Json] = []
+    head, shares = texts.text(HEAD_TOKENS), list[float]()
+    for half in range(2):
+        with bench.server() as server:
+            for turn in range(bench.turns // 2):
+                messages.append({"role": "user", "content": texts.text(round(HEAD_TOKENS * RESULT_SHARE))})
+                nonce = f"{half:02x}{turn:03x}"
+                body = {"model": "claude-x", "max_tokens": num_answer, "messages": messages, "temperature": 0}
+                body |= {"system": [{"type": "text", "text": text} for text in (BILLING.format(nonce), head)]}
+                answer = httpx.post(f"{server.url}/v1/messages", json=body, timeout=1200).raise_for_status().json()
+                messages.append({"role": "assistant", "content": answer["content"]})
+                cached, read = (answer["usage"][f"{k}input_tokens"] for k in ("cache_read_", ""))
+                shares.append(cached / (cached + read))
+            wait_for_disk(server, cached + read - 1)
+    least, at = min((share, turn + 1) for turn, share in enumerate(shares) if turn > 0)
+    return least >= 0.95, (
+        f"{len(shares)} turns, {cached + read:,} tokens at the last, another nonce each, a kill half-way: least "
+        f"{least:.1%} at turn {at}, after the restart {shares[bench.turns // 2]:.1%}"
+    )
+
+
 CHECKS: dict[str, Callable[[Bench], tuple[bool, str]]] = {
     "first_token": first_token,
     "beside_a_stream": beside_a_stream,
+    "agent": agent,
 }
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from quant_core.cache import snapshot_bytes
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.cache.store import KVStore
+from server.engine import disk_prefixes
 from server.engine.loop import EngineLoop
 from server.prefix_disk.disk import PrefixDisk
 from server.prefix_disk.inspection import verify
@@ -173,3 +179,100 @@ def test_bytes_on_disk_of_a_conversation(tokenizer: Any, tmp_path: Path, num_tok
     fp16 = length * sum(2 * c.num_kv_heads * 2 * c.keys.spec.head_dim for c in codec.layers.values())
     print(f"{stored} bytes on disk, float16 {fp16}: 1/{fp16 / stored:.2f}")
     assert stored < share * fp16
+
+
+def check_after_a_kill(family: str, kind: str, number: int, tokenizer: Any, folder: Path) -> None:
+    """Conversations of a process that was killed, asked again of its successor, and of a server without any cache."""
+    arguments = (family, kind, str(number), "3", str(folder))
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.server.engine.conversing", *arguments], stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"done\n"
+        writer.send_signal(signal.SIGKILL)
+    turns = pickle.loads((folder / "turns").read_bytes())
+    assert verify(folder / "prefixes") == []
+    model = build_tiny_model(family, max_position_embeddings=CONTEXT)
+    make = {"packed": packed, "plain": plain}[kind](model)
+    with on_disk(model, tokenizer, make, folder / "prefixes") as loop:
+        warm = [ask(loop, request(f"{i}", turn.prompt, turn.num_tokens)) for i, turn in enumerate(turns)]
+        status = loop.status().disk
+    assert status is not None and status.num_reads > 0 and status.num_damaged == 0
+    assert sum(w.finish.cached_tokens for w in warm) > 0.3 * sum(len(t.prompt) for t in turns)
+    assert [w.tokens() for w in warm] == [turn.answer for turn in turns]
+    with serving(model, tokenizer, {"packed": packed, "plain": plain}[kind](model, 0.0), context_len=CONTEXT) as loop:
+        cold = [ask(loop, request(f"{i}", turn.prompt, turn.num_tokens)).tokens() for i, turn in enumerate(turns)]
+    assert cold == [turn.answer for turn in turns]
+
+
+def test_conversations_go_on_after_a_kill_as_cold_ones_would(tokenizer: Any, tmp_path: Path) -> None:
+    check_after_a_kill("qwen3_5", "packed", 4, tokenizer, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "number"), [("packed", 50), ("plain", 17)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_200_conversations_go_on_after_a_kill_as_cold_ones_would(
+    family: str, kind: str, number: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    check_after_a_kill(family, kind, number, tokenizer, tmp_path)
+
+
+def replay(
+    loop: EngineLoop, tokens: tuple[int, ...], turns: range, result: int, answer: int
+) -> tuple[Any, list[float]]:
+    """An agent's turns: what a tool gave, an answer. The conversation, and the share of each prompt that was cached."""
+    shares = []
+    for turn in turns:
+        tokens += prompt(result, 100 + turn)
+        found = ask(loop, request(f"turn {turn}", tokens, answer))
+        shares.append(found.finish.cached_tokens / len(tokens))
+        tokens += tuple(found.tokens())
+    return tokens, shares
+
+
+@pytest.mark.parametrize(
+    ("head", "num_turns", "result", "answer"),
+    [(1500, 6, 62, 50), pytest.param(6000, 20, 250, 200, marks=pytest.mark.full)],
+)
+def test_an_agent_s_prompt_is_cached_from_its_second_turn_on(
+    head: int, num_turns: int, result: int, answer: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    """At least 95 %, also of the first turn after a restart."""
+    context = head + (num_turns + 1) * (result + answer)
+    model = build_tiny_model("llama", max_position_embeddings=context)
+    codec = model_codec(model)
+
+    def store() -> KVStore:
+        return PackedStore(model, codec, plan_memory(codec, 64 << 20, 4, 0.5))
+
+    tokens, shares = prompt(head), list[float]()
+    for turns in (range(num_turns // 2), range(num_turns // 2, num_turns)):
+        disk = PrefixDisk(tmp_path, 10**9)
+        with serving(
+            model, tokenizer, store, context_len=context, disk=disk, fingerprint="tiny", prefill_tokens_per_step=512
+        ) as loop:
+            tokens, told = replay(loop, tokens, turns, result, answer)
+            shares += told
+    print(f"{len(tokens)} tokens, least {min(shares[1:]):.1%}, after the restart {shares[num_turns // 2]:.1%}")
+    assert min(shares[1:]) >= 0.95
+
+
+def test_what_comes_from_disk_lets_a_stream_go_on(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of its slices the engine makes a step."""
+    monkeypatch.setattr(snapshot_bytes, "SLICE_BYTES", 1)
+    monkeypatch.setattr(disk_prefixes, "BUSY_RESTORE_S", 0.0)
+    model = build_tiny_model("llama", max_position_embeddings=CONTEXT)
+    with on_disk(model, tokenizer, packed(model), tmp_path) as loop:
+        ask(loop, request("a", prompt(1500), 4))
+    with on_disk(model, tokenizer, packed(model), tmp_path) as loop:
+        stream = loop.stream(request("stream", prompt(20, 1), 600))
+        wait_until(lambda: loop.status().num_running == 1)
+        before = loop.status().counters["generated_tokens"]
+        found = ask(loop, request("b", prompt(1500), 4))
+        assert found.finish.cached_tokens == 1499
+        # 22 pages and a layer's tail each: as many steps, and a token of the stream in each.
+        assert loop.status().counters["generated_tokens"] - before >= 22
+        loop.abort("stream", "enough")
+        read(iter(stream))
