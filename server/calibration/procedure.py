@@ -16,7 +16,7 @@ from quant_core.errors import CodecError
 from quant_core.slices import Progress, mapped
 from server.calibration.options import JobOptions
 from server.calibration.sizes import check_sizes
-from server.memory.limits import free_bytes
+from server.memory.limits import obtainable_bytes
 
 T = TypeVar("T")
 Windows = list[list[int]]
@@ -36,7 +36,7 @@ def calibration_slices(model: Any, tokenizer: Any, options: JobOptions) -> Slice
     Raises:
         CodecError: too little memory or text, unusable samples, or the gate refused the codec.
     """
-    check_sizes(options, PlainStore.token_bytes(model), free_bytes())
+    check_sizes(options, PlainStore.token_bytes(model), obtainable_bytes())
     share = BUILTIN_SHARE if options.builtin else 0.0
     windows = yield from scaled(written_windows(model, tokenizer, options), 0.0, share)
     fit, held_out = split_windows(windows)

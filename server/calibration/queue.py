@@ -21,7 +21,7 @@ from server.calibration.runs import remedy
 from server.calibration.sizes import check_sizes
 from server.engine.interface import Engine
 from server.errors import BadRequestError, ConflictError, NotFoundError, QueueFullError, ServerError
-from server.memory.limits import free_bytes, is_out_of_memory
+from server.memory.limits import is_out_of_memory, obtainable_bytes
 
 if TYPE_CHECKING:
     from quant_core.artifact.store import ArtifactStore
@@ -118,7 +118,7 @@ class CalibrationQueue:
         """
         target = self.artifacts.loaded()
         try:
-            check_sizes(options, target.token_bytes, free_bytes())
+            check_sizes(options, target.token_bytes, obtainable_bytes())
         except CodecError as error:
             raise BadRequestError(str(error), param="samples") from error
         job = Job(options)

@@ -7,6 +7,7 @@ raises), and a control group ends it by SIGKILL: a limit has to be known beforeh
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from server.errors import ConfigError, ModelError
 MIN_ADDRESS_SPACE_BYTES = 4 << 30
 # What Python, libraries and the threads' stacks take of an address space besides arrays.
 ADDRESS_OVERHEAD_BYTES = 2 << 30
+# What any machine that serves a model finds for a calibration as the presets have it.
+OBTAINABLE_BYTES = 2 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 _GIB = 1 << 30
 # What allocators say: MLX's on a CPU and on Metal, CUDA's, C++'s.
@@ -54,6 +57,14 @@ def memory_limit(cgroup_root: Path = CGROUPS, cgroups: str | None = None) -> Mem
 def free_bytes(cgroup_root: Path = CGROUPS, cgroups: str | None = None) -> int:
     """What this process may still take now, by all limits."""
     return min(limit.left_bytes for limit in _limits(cgroup_root, cgroups))
+
+
+def obtainable_bytes() -> int:
+    """`free_bytes`, but of a machine without a hard limit at least a little: its system makes room by what it can drop
+    or compress, and does not count that as free.
+    """
+    machine, *hard = _limits(CGROUPS, None)
+    return min(max(machine.left_bytes, OBTAINABLE_BYTES), *(limit.left_bytes for limit in hard), sys.maxsize)
 
 
 def check_address_space() -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from server.memory.limits import MIN_ADDRESS_SPACE_BYTES
-from tests.faults.process import ServerProcess, command, end, environment, server_process
+from tests.faults.process import START_LIMIT_S, ServerProcess, command, end, environment, server_process
 from tests.faults.stored import PACKED, store_for
 from tests.helpers.tiny_models import write_tiny_model
 from tests.server.http.conftest import eventually
@@ -62,17 +62,17 @@ def reason_of_being_unready(server: ServerProcess) -> str:
         nonlocal found
         assert server.process.poll() is None, server.log
         try:
-            found = httpx.get(f"{server.url}/readyz", timeout=5).text
+            found = httpx.get(f"{server.url}/readyz", timeout=20).text
         except httpx.HTTPError:
             return False
         return '"unready"' in found
 
-    eventually(said, "it says why", 60)
+    eventually(said, "it says why", START_LIMIT_S)
     return found
 
 
 def still_answers(server: ServerProcess) -> bool:
-    return httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=60).status_code == 200
+    return httpx.post(f"{server.url}/v1/chat/completions", json=CHAT, timeout=120).status_code == 200
 
 
 @pytest.mark.parametrize("gib", [0.6, 1.2, 2.0, 3.9])

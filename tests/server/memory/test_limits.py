@@ -9,6 +9,7 @@ import pytest
 
 from server.config import ServerConfig
 from server.errors import ConfigError, ModelError
+from server.memory import limits
 from server.memory.budget import kv_room
 from server.memory.limits import (
     MemoryLimit,
@@ -56,6 +57,15 @@ def test_files_in_the_systems_cache_are_free(tmp_path: Path) -> None:
         tmp_path / "1", memory__memory_limit_in_bytes=GIB, memory__memory_usage_in_bytes=GIB, memory__memory_stat=older
     )
     assert memory_limit(root, "4:memory:/\n").left_bytes == 34
+
+
+def test_a_machine_without_a_hard_limit_makes_some_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MemoryLimit(8 * GIB, GIB // 2, "this machine's memory")
+    found = [machine]
+    monkeypatch.setattr(limits, "_limits", lambda root, cgroups: found)
+    assert (limits.free_bytes(), limits.obtainable_bytes()) == (GIB // 2, limits.OBTAINABLE_BYTES)
+    found.append(MemoryLimit(4 * GIB, GIB, "a control group"))
+    assert limits.obtainable_bytes() == GIB
 
 
 def test_version_1_and_a_container_that_sees_its_group_as_the_root(tmp_path: Path) -> None:
