@@ -15,9 +15,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from quant_core.attention import patch
 from quant_core.backends.base import KernelBackend
 from quant_core.backends.choose import choose_backend
+from quant_core.cache.costs import CacheCost, RowCost, other_costs, read_caches, row_cost
 from quant_core.cache.flush import flush_rows
 from quant_core.cache.page_table import PageReservation
-from quant_core.cache.plain_store import CacheCost, cache_costs, check_batchable, read_caches
+from quant_core.cache.plain_store import check_batchable
 from quant_core.cache.pool import SLAB_BYTES, Arena, Pool
 from quant_core.cache.row import Row
 from quant_core.cache.snapshot import PackedSnapshot, resumed_rings, take_snapshot
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 # A pool that may grow does so by half at least, or to its final size: each time copies what is in use.
 LEAST_GROWTH = 1.5
+_NO_OTHERS = RowCost()
 
 
 @dataclass
@@ -54,7 +56,8 @@ class MemoryPlan:
         pool: the page array; small at first where another store still has the memory.
         max_rings: rows that may hold a ring at once.
         max_snapshot_bytes: bytes all snapshots' exact tails may take.
-        budget_bytes: the whole: pool, rings and snapshots.
+        budget_bytes: the whole: pool, rings, snapshots, and the layers that are not packed.
+        beside_pages_bytes: kept for what layers that are not packed hold of the pages' tokens.
         num_rings, snapshot_bytes: in use now.
         lent: bytes of the budget that another store's conversations still use; None: there is none.
     """
@@ -63,6 +66,7 @@ class MemoryPlan:
     max_rings: int
     max_snapshot_bytes: int
     budget_bytes: int
+    beside_pages_bytes: int = 0
     num_rings: int = 0
     snapshot_bytes: int = 0
     lent: Callable[[], int] | None = None
@@ -76,7 +80,7 @@ class MemoryPlan:
     @property
     def spare_bytes(self) -> int:
         """Bytes kept for rings and snapshots that none has taken."""
-        reserved = self.budget_bytes - self.pool.max_slabs * self.pool.slab_bytes
+        reserved = self.budget_bytes - self.pool.max_slabs * self.pool.slab_bytes - self.beside_pages_bytes
         in_rings = (reserved - self.max_snapshot_bytes) * self.num_rings // max(1, self.max_rings)
         return reserved - in_rings - self.snapshot_bytes
 
@@ -131,10 +135,14 @@ def plan_memory(
     max_rings: int,
     snapshot_fraction: float = 0.2,
     lent: Callable[[], int] | None = None,
+    others: RowCost = _NO_OTHERS,
 ) -> MemoryPlan:
-    """Split a byte budget into rings, snapshots and the page pool, which is allocated here.
+    """Split a byte budget into rows, snapshots and the page pool, which is allocated here.
+
+    A row is a ring, and what layers that are not packed hold of it; what these hold per token is kept beside the pages.
 
     Args:
+        others: of the layers that are not packed.
         lent: bytes of the budget that another store's conversations still use. With it the pool begins with one slab,
             and grows when a reservation needs it.
 
@@ -142,19 +150,20 @@ def plan_memory(
         PoolError: the budget does not hold the rings and one page; the message says how many bytes would.
     """
     page_bytes = page_layout(codec).page_bytes
-    rings = max_rings * ring_bytes(codec)
-    snapshots = int((budget_bytes - rings) * snapshot_fraction)
-    left = budget_bytes - rings - snapshots
+    row_bytes = ring_bytes(codec) + others.row_bytes
+    snapshots = int((budget_bytes - max_rings * row_bytes) * snapshot_fraction)
+    room = budget_bytes - max_rings * row_bytes - snapshots
+    left = int(room * page_bytes / (page_bytes + PAGE_SIZE * others.token_bytes))
     if left < page_bytes:
         raise PoolError(
-            f"a budget of {budget_bytes:,} bytes holds no page of {page_bytes:,} bytes beside {max_rings} rings of "
-            f"{ring_bytes(codec):,} bytes; raise kv_cache.pool_bytes or lower engine.max_num_seqs"
+            f"a budget of {budget_bytes:,} bytes holds no page of {page_bytes:,} bytes beside {max_rings} rows of "
+            f"{row_bytes:,} bytes; raise kv_cache.pool_bytes or lower engine.max_num_seqs"
         )
     per_slab = max(1, min(SLAB_BYTES, left) // page_bytes)
     slab_bytes = per_slab * page_bytes
     whole = left // slab_bytes * slab_bytes
     pool = Pool(whole if lent is None else slab_bytes, slab_bytes, max_bytes=whole)
-    return MemoryPlan(pool, max_rings, snapshots, budget_bytes, lent=lent)
+    return MemoryPlan(pool, max_rings, snapshots, budget_bytes, room - left, lent=lent)
 
 
 class PackedStore:
@@ -203,11 +212,16 @@ class PackedStore:
         return 2 * exact * tail + sum(cost.nbytes(num_tokens) for cost in self._other_costs)
 
     @cached_property
-    def _other_costs(self) -> list[CacheCost]:
-        """Of the layers that are not packed."""
-        if len(self.layers) == len(make_prompt_cache(self._model)):
-            return []
-        return [cost for i, cost in enumerate(cache_costs(self._model)) if i not in self.layers]
+    def _other_costs(self) -> tuple[CacheCost, ...]:
+        return other_costs(self._model, self.layers)
+
+    @cached_property
+    def _others(self) -> RowCost:
+        return row_cost(self._other_costs)
+
+    def _num_shared(self, snapshot: PackedSnapshot | None) -> int:
+        """Pages a resumed row need not be promised; what exact layers hold of their tokens is its own."""
+        return 0 if snapshot is None or self._others.token_bytes else snapshot.num_pages
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages a row of `num_tokens` tokens fills."""
@@ -222,8 +236,7 @@ class PackedStore:
         """Promise pages for `num_tokens` tokens (less the snapshot's) and a ring; None: not now."""
         if self.plan.num_rings >= self.plan.max_rings:
             return None
-        shared = snapshot.num_pages if snapshot is not None else 0
-        wanted = max(0, self.pages_for(num_tokens) - shared)
+        wanted = max(0, self.pages_for(num_tokens) - self._num_shared(snapshot))
         pages = self.arena.table.reserve(wanted)
         if pages is None and self._grow():
             pages = self.arena.table.reserve(wanted)
@@ -233,7 +246,7 @@ class PackedStore:
         """Whether `n` rows may fit once all other snapshots are dropped; forks are taken to share the prompt."""
         if self.plan.num_rings + n > self.plan.max_rings:
             return False
-        shared = snapshot.num_pages if snapshot is not None else 0
+        shared = self._num_shared(snapshot)
         holders = [s.row.pages for s in self._snapshots if s.row is not None and s is not snapshot]
         table, pool = self.arena.table, self.plan.pool
         to_grow = max(0, self.plan.num_slabs_allowed - pool.slabs.num_slabs) * table.pages_per_slab
@@ -253,7 +266,7 @@ class PackedStore:
 
     def reserve_fork(self, prompt_len: int, num_tokens: int) -> PackedReservation | None:
         """Promise a ring and the pages from the first one that may be unwritten at the fork."""
-        shared = self.codec.window.num_code_pages(prompt_len - 2)
+        shared = 0 if self._others.token_bytes else self.codec.window.num_code_pages(prompt_len - 2)
         return self.reserve(num_tokens - shared * PAGE_SIZE)
 
     def usage(self) -> StoreUsage:
@@ -262,7 +275,7 @@ class PackedStore:
         fp16 = sum(2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in layers)
         return StoreUsage(
             "vecinfer", self.backend.name, self.codec.nbytes, table.capacity, table.num_used, table.num_reserved,
-            self.plan.budget_bytes, fp16, self._codec_info,
+            self.plan.budget_bytes, fp16, self._others.row_bytes, self._codec_info,
         )  # fmt: skip
 
     def new_row(

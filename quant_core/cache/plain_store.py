@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from quant_core.cache.costs import cache_costs, row_cost
 from quant_core.cache.snapshot_bytes import pack_tree, restore_states, unpack_tree
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
 from quant_core.errors import PoolError, SpecError
 
 # mlx-lm's caches grow in steps of this many tokens.
 GROWTH_STEP = 256
-
-
-@dataclass(frozen=True)
-class CacheCost:
-    """Bytes of one layer's cache: per token up to `max_tokens` (None: without end), and whatever the length."""
-
-    token_bytes: float
-    max_tokens: int | None
-    fixed_bytes: int
-
-    def nbytes(self, num_tokens: int) -> float:
-        """Bytes of a row of `num_tokens` tokens."""
-        growing = num_tokens if self.max_tokens is None else min(num_tokens, self.max_tokens)
-        return self.token_bytes * growing + self.fixed_bytes
 
 
 class PlainReservation:
@@ -103,7 +89,7 @@ class PlainStore:
     @staticmethod
     def token_bytes(model: Any) -> float:
         """Bytes of a token in the caches that grow without end."""
-        return sum(c.token_bytes for c in cache_costs(model) if c.max_tokens is None)
+        return row_cost(cache_costs(model)).token_bytes
 
     @cached_property
     def cuts_snapshots(self) -> bool:
@@ -120,8 +106,8 @@ class PlainStore:
 
     def usage(self) -> StoreUsage:
         """The budget; there are no pages."""
-        endless = sum(c.token_bytes for c in self._costs if c.max_tokens is None)
-        return StoreUsage("fp16", "mlx-lm", 0, 0, 0, 0, self.budget_bytes, endless)
+        cost = row_cost(self._costs)
+        return StoreUsage("fp16", "mlx-lm", 0, 0, 0, 0, self.budget_bytes, cost.token_bytes, cost.row_bytes)
 
     def reserve(self, num_tokens: int, snapshot: PlainSnapshot | None = None) -> PlainReservation | None:
         """Promise room for a row of `num_tokens` tokens; a resumed row copies its snapshot, so nothing is saved."""
@@ -279,37 +265,6 @@ def check_batchable(model: Any) -> None:
     for cache in make_prompt_cache(model):
         if not hasattr(cache, "merge"):
             raise SpecError(f"mlx-lm cannot batch a {type(cache).__name__}; this model cannot be served")
-
-
-def cache_costs(model: Any) -> tuple[CacheCost, ...]:
-    """What each layer's cache costs, measured by reading one token."""
-    return tuple(_cost(c) for c in read_caches(model))
-
-
-def read_caches(model: Any) -> Caches:
-    """mlx-lm's own caches, after one token."""
-    caches = list(make_prompt_cache(model))
-    mx.eval(model(mx.array([[0]]), cache=caches))
-    return caches
-
-
-def _cost(cache: Any) -> CacheCost:
-    if isinstance(cache, CacheList):
-        parts = [_cost(c) for c in cache.caches]
-        limits = [p.max_tokens for p in parts if p.token_bytes]
-        endless = None in limits
-        return CacheCost(
-            sum(p.token_bytes for p in parts),
-            None if endless or not limits else max(m for m in limits if m is not None),
-            sum(p.fixed_bytes for p in parts),
-        )
-    if cache.empty():  # a layer that shares another one's keys and values
-        return CacheCost(0.0, None, 0)
-    keys = getattr(cache, "keys", None)
-    if keys is None:
-        return CacheCost(0.0, None, int(cache.nbytes))
-    token_bytes = (keys.nbytes + cache.values.nbytes) / keys.shape[2]
-    return CacheCost(token_bytes, getattr(cache, "max_size", None), 0)
 
 
 def _row_bytes(caches: Caches) -> int:

@@ -43,7 +43,8 @@ class StoreUsage:
         table_bytes: codebooks, transforms and means.
         pages_total, pages_used, pages_reserved: 0 where there are no pages.
         budget_bytes: the one byte budget.
-        fp16_token_bytes: what a token costs in a float16 cache.
+        fp16_token_bytes: of a token in the packed layers, were they float16; of an exact store, as it is.
+        other_row_bytes: what each row holds at its fullest in layers that do not: sliding windows, recurrent states.
         codec: how the codec was fitted (bits, transform, window ...); empty where there is none.
     """
 
@@ -55,6 +56,7 @@ class StoreUsage:
     pages_reserved: int
     budget_bytes: int
     fp16_token_bytes: float
+    other_row_bytes: int
     codec: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from quant_core.cache.plain_store import cache_costs
+from quant_core.cache.costs import cache_costs
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import VQSpec
 from quant_core.evaluation.model_check import Agreement, ModelCheck, check_model

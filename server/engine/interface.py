@@ -58,7 +58,9 @@ class KVStatus:
         pages_total, pages_used, pages_reserved: of the pool; reserved counts promised, not yet written pages.
         budget_bytes: the one byte budget.
         tokens_held: tokens of running conversations.
-        fp16_bytes: what a float16 cache would hold for those tokens.
+        fp16_bytes: what a float16 cache would hold for those tokens, in all layers.
+        other_row_bytes: what each conversation holds at its fullest in layers that are not packed and do not grow with
+            it: sliding windows, recurrent states.
         pages_by_request: pages of each running request's rows; one that several share counts with each.
     """
 
@@ -71,6 +73,7 @@ class KVStatus:
     budget_bytes: int
     tokens_held: int
     fp16_bytes: int
+    other_row_bytes: int
     layers: tuple[LayerStatus, ...] = ()
     pages_by_request: Mapping[str, int] = field(default_factory=dict)
 

@@ -40,22 +40,38 @@ def regular_positions(start: int, prompt_len: int, spacing: int) -> range:
     return range(-(-first // spacing) * spacing, prompt_len - 1, spacing)
 
 
-def snapshot_positions(boundaries: Sequence[int], start: int, prompt_len: int, parting: int = 0) -> tuple[int, ...]:
+def snapshot_positions(
+    boundaries: Sequence[int],
+    start: int,
+    prompt_len: int,
+    parting: int = 0,
+    *,
+    cost: Callable[[int], float] = lambda num_tokens: 0.0,
+    max_bytes: float = 0.0,
+) -> tuple[int, ...]:
     """Where to stop for snapshots while reading tokens `start ... prompt_len - 2`.
 
     That is: at the end, from which the next turn goes on; where the prompt parts from an earlier one (`parting`); at
-    some message boundaries that are at least MIN_SAVED_TOKENS beyond the one before.
+    some message boundaries that are at least MIN_SAVED_TOKENS beyond the one before. The boundaries are as many as
+    fit the prompt's share, the first ones first, which other conversations may have too: a recurrent state costs what
+    thousands of packed tokens do.
+
+    Args:
+        cost, max_bytes: as `regular_spacing` has them.
     """
     end = prompt_len - 1
     if end - start < MIN_SAVED_TOKENS:
         return ()
-    chosen = {end}
+    chosen, room = {end}, max_bytes * MAX_PROMPT_SHARE - cost(end)
     inner = [b for b in boundaries if start + MIN_SAVED_TOKENS <= b <= end - MIN_SAVED_TOKENS]
     if len(inner) > MAX_FIRST_BOUNDARIES + MAX_LAST_BOUNDARIES:
         inner = inner[:MAX_FIRST_BOUNDARIES] + inner[-MAX_LAST_BOUNDARIES:]
     if start + MIN_SAVED_TOKENS <= parting < end:
         inner = [parting, *inner]
     for boundary in inner:
+        if cost(boundary) > room and boundary != parting:
+            break
         if not any(0 <= boundary - p < MIN_SAVED_TOKENS for p in chosen):
             chosen.add(boundary)
+            room -= cost(boundary)
     return tuple(sorted(chosen))

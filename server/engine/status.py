@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from quant_core.cache.store import HeldBytes
+from quant_core.cache.store import HeldBytes, StoreUsage
 from server.engine.batch import Batch
 from server.engine.counters import Counters
 from server.engine.interface import EngineState, EngineStatus, KVStatus, LayerStatus
@@ -49,10 +49,17 @@ def measure_kv(batches: Sequence[Batch], active: Batch) -> KVStatus:
         pages_reserved=sum(u.pages_reserved for u in usages),
         budget_bytes=own.budget_bytes,
         tokens_held=sum(tokens),
-        fp16_bytes=int(sum(n * u.fp16_token_bytes for n, u in zip(tokens, usages, strict=True))),
+        fp16_bytes=sum(map(_fp16_bytes, usages, tokens, held)),
+        other_row_bytes=own.other_row_bytes,
         layers=layer_statuses(active),
         pages_by_request={name: n for batch in batches for name, n in batch.pages_held().items()},
     )
+
+
+def _fp16_bytes(usage: StoreUsage, tokens: int, held: HeldBytes) -> int:
+    """What exact caches would hold: of layers that are not packed, what they hold now."""
+    packed = tokens * usage.fp16_token_bytes if usage.pages_total else 0.0
+    return int(packed) + held.other
 
 
 def layer_statuses(batch: Batch) -> tuple[LayerStatus, ...]:

@@ -39,8 +39,9 @@ class StorePrefixes:
         history.add(space, request.tokens)
         if store.cuts_snapshots:  # the last one serves for all
             return snapshot_positions((), start, length), None
-        spacing = regular_spacing(start, length, store.snapshot_cost, store.max_snapshot_bytes)
-        return snapshot_positions(request.boundaries, start, length, parting), spacing
+        cost, most = store.snapshot_cost, store.max_snapshot_bytes
+        spacing = regular_spacing(start, length, cost, most)
+        return snapshot_positions(request.boundaries, start, length, parting, cost=cost, max_bytes=most), spacing
 
     def keep(self, running: RunningRequest, tokens: Tokens, extract: Callable[[], Caches]) -> None:
         """A snapshot of a row that holds exactly `tokens`, unless there is one."""

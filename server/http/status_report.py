@@ -93,6 +93,7 @@ def _kv(kv: KVStatus) -> dict[str, Any]:
         "held_bytes_by_part": dict(kv.held_bytes),
         "running_bytes": running,
         "fp16_bytes": kv.fp16_bytes,
+        "other_row_bytes": kv.other_row_bytes,
         "ratio": round(kv.fp16_bytes / running, 3) if running and kv.tokens_held else None,
         "tokens_held": kv.tokens_held,
         "bytes_per_token": round(running / kv.tokens_held, 2) if kv.tokens_held else None,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Generator
 from typing import Any
 
+from quant_core.cache.costs import cache_costs, other_costs, row_cost
 from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
 from quant_core.cache.plain_store import PlainStore
 from quant_core.calibrate.collect import SAMPLE_BUDGET_BYTES
@@ -46,7 +47,8 @@ class StoreMaker:
             until_packed: a codec is being fitted beside it; the room for its samples is left free.
         """
         room = self._room_bytes - (min(SAMPLE_BUDGET_BYTES, self._room_bytes // 4) if until_packed else 0)
-        cost = SequenceCost(PlainStore.token_bytes(self._model), 0)
+        row = row_cost(cache_costs(self._model))
+        cost = SequenceCost(row.token_bytes, row.row_bytes)
         budget = min(room, kv_budget(self._config, room, self._context_len, cost))
         limits = self._config.engine.max_rows, self._config.kv_cache.snapshot_fraction
         self._exact = PlainStore(self._model, budget, *limits)
@@ -78,13 +80,14 @@ class StoreMaker:
         return False
 
     def _make_plan(self, codec: ModelCodec) -> MemoryPlan:
-        config, row_bytes = self._config, ring_bytes(codec)
-        cost = SequenceCost(page_layout(codec).page_bytes / PAGE_SIZE, row_bytes)
+        config, others = self._config, row_cost(other_costs(self._model, codec.layers))
+        row_bytes = ring_bytes(codec) + others.row_bytes
+        cost = SequenceCost(page_layout(codec).page_bytes / PAGE_SIZE + others.token_bytes, row_bytes)
         budget = kv_budget(config, self._room_bytes, self._context_len, cost)
         rings = min(config.engine.max_rows, max(1, budget // 2 // row_bytes))
         unused, exact = self._room_bytes - budget, self._exact
         lent = None if exact is None else lambda: max(0, exact.promised_bytes - unused)
-        return plan_memory(codec, budget, rings, config.kv_cache.snapshot_fraction, lent)
+        return plan_memory(codec, budget, rings, config.kv_cache.snapshot_fraction, lent, others)
 
 
 def describe(store: PackedStore, model: Any) -> str:

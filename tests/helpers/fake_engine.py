@@ -51,6 +51,7 @@ READY = EngineStatus(
         budget_bytes=1 << 20,
         tokens_held=100,
         fp16_bytes=12000,
+        other_row_bytes=0,
         layers=(LayerStatus(0, "packed", True, 15.0), LayerStatus(1, "RotatingKVCache", False, None)),
     ),
     counters={"step_s_count": 3, "step_s_sum": 0.3, "step_s_le_0.05": 1, "step_s_le_0.5": 3, "steps": 3},

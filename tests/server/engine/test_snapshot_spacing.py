@@ -27,6 +27,15 @@ def test_spacing_follows_what_a_snapshot_costs() -> None:
     assert regular_spacing(0, 4096, lambda n: n, 4 * 2048) == 2048
 
 
+def test_boundaries_are_as_many_as_a_recurrent_state_leaves_room_for() -> None:
+    """A state of 30 units whatever the length; all prompts together have 400, one a quarter of them."""
+    boundaries, state = tuple(range(100, 1000, 100)), 30.0
+    assert snapshot_positions(boundaries, 0, 1001, cost=lambda n: state, max_bytes=400) == (100, 200, 1000)
+    assert snapshot_positions(boundaries, 0, 1001, cost=lambda n: state, max_bytes=1e9)[:5] == (100, 200, 300, 400, 600)
+    # Where it parts from an earlier prompt it stops in any case: others begin so too.
+    assert snapshot_positions(boundaries, 0, 1001, 555, cost=lambda n: state, max_bytes=100) == (555, 1000)
+
+
 def test_a_running_prompt_is_cut_where_another_parts_from_it() -> None:
     segments = [[1, 2, 3], [4, 5, 6], [7]]
     cut_segments(segments, 4)

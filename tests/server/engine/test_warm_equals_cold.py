@@ -22,7 +22,8 @@ from tests.helpers.tiny_models import build_tiny_model
 from tests.server.engine.harness import ask, prompt, request, serving
 
 CONTEXT = 4096
-FAMILIES = ("llama", "qwen3_5", "gemma3_text")
+# All packed; recurrent states; sliding windows; learned sinks and experts with both kinds.
+FAMILIES = ("llama", "qwen3_5", "gemma3_text", "gpt_oss")
 
 
 @dataclass
