@@ -32,15 +32,21 @@ class RowCost:
     row_bytes: int = 0
 
 
-def cache_costs(model: Any) -> tuple[CacheCost, ...]:
-    """What each layer's cache costs, measured by reading one token."""
-    return tuple(_cost(c) for c in read_caches(model))
+def cache_costs(model: Any, *, evaluate: bool = True) -> tuple[CacheCost, ...]:
+    """What each layer's cache costs, measured by reading one token.
+
+    Args:
+        evaluate: False: of a model without weights, from the shapes alone.
+    """
+    return tuple(_cost(c) for c in read_caches(model, evaluate=evaluate))
 
 
-def read_caches(model: Any) -> list[Any]:
+def read_caches(model: Any, *, evaluate: bool = True) -> list[Any]:
     """mlx-lm's own caches, after one token."""
     caches = list(make_prompt_cache(model))
-    mx.eval(model(mx.array([[0]]), cache=caches))
+    logits = model(mx.array([[0]]), cache=caches)
+    if evaluate:
+        mx.eval(logits)
     return caches
 
 

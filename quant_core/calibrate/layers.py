@@ -57,15 +57,19 @@ def packable_layers(model: Any) -> dict[int, LayerGeometry]:
     return survey_layers(model).packable
 
 
-def survey_layers(model: Any) -> LayerSurvey:
-    """Run the model on a few tokens and see which layers reach the patched attention with mlx-lm's plain cache."""
+def survey_layers(model: Any, *, evaluate: bool = True) -> LayerSurvey:
+    """Run the model on a few tokens and see which layers reach the patched attention with mlx-lm's plain cache.
+
+    Args:
+        evaluate: False: of a model without weights, from the shapes alone; rotary embeddings are not looked for.
+    """
     patch.install()
     others: dict[int, str] = {}
     for index, cache in enumerate(make_prompt_cache(model)):
         if type(cache) is not KVCache:
             others[index] = f"its cache is mlx-lm's {type(cache).__name__}"
-    first = _probe(model, 0, others)
-    second = _probe(model, PROBE_OFFSET, others)
+    first = _probe(model, 0, others, evaluate)
+    second = _probe(model, PROBE_OFFSET, others) if evaluate else {}
     packable: dict[int, LayerGeometry] = {}
     for index, cache in first.items():
         if index in others:
@@ -76,7 +80,7 @@ def survey_layers(model: Any) -> LayerSurvey:
         elif keys.shape[-1] % 8 or values.shape[-1] % 8:
             others[index] = f"head sizes {keys.shape[-1]}, {values.shape[-1]} are not multiples of 8"
         else:
-            rotary = _rotary_seen(model, index, keys, second[index].keys)
+            rotary = _rotary_seen(model, index, keys, second[index].keys) if evaluate else None
             heads, key_dim, value_dim = keys.shape[1], keys.shape[-1], values.shape[-1]
             packable[index] = LayerGeometry(heads, queries[0].shape[1], key_dim, value_dim, rotary, cache.has_sinks)
     plain = [i for i, cache in enumerate(make_prompt_cache(model)) if type(cache) is KVCache and i in others]
@@ -87,7 +91,7 @@ def survey_layers(model: Any) -> LayerSurvey:
     return LayerSurvey(packable, dict(sorted(others.items())))
 
 
-def _probe(model: Any, offset: int, others: dict[int, str]) -> dict[int, CaptureCache]:
+def _probe(model: Any, offset: int, others: dict[int, str], evaluate: bool = True) -> dict[int, CaptureCache]:
     """One forward pass; a layer that refuses is added to `others` and the pass repeated with mlx-lm's own cache."""
     tokens = mx.arange(1, PROBE_LEN + 1)[None]
     while True:
@@ -97,7 +101,8 @@ def _probe(model: Any, offset: int, others: dict[int, str]) -> dict[int, Capture
             caches[index] = capture
         try:
             logits = model(tokens, cache=caches)
-            mx.eval(logits, [c.arrays() for c in captures.values()])
+            if evaluate:
+                mx.eval(logits, [c.arrays() for c in captures.values()])
         except _REFUSALS as error:
             started = [i for i, c in captures.items() if c.keys is not None]
             if not started:

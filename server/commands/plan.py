@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A folder with config.json, demo, or a preset such as llama-3.1-8b.")
+        str, typer.Option("--model", "-m", help="A preset such as qwen3.5-27b, a folder, or a Hugging Face name.")
     ] = "llama-3.1-8b",
     context: Annotated[int, typer.Option("--context", "-n", min=1, help="Tokens of each conversation.")] = 32768,
     chip: Annotated[str | None, typer.Option(help="Such as m4-pro. Default: this machine's, else m4-pro.")] = None,
@@ -32,10 +32,13 @@ def plan(
 ) -> None:
     """Estimate memory and decode speed from bytes and the chip's bandwidth, packed against float16.
 
-    Nothing is downloaded or run: the speeds are estimates (`vecinfer doctor` and `vecinfer bench` measure).
+    Nothing is run: the speeds are estimates (`vecinfer doctor` and `vecinfer bench` measure). Of a Hugging Face name
+    only config.json is read, which needs the network; presets and folders need none. Experts, sliding windows,
+    recurrent states and latent attention are counted as mlx-lm builds them.
 
     Example: vecinfer plan --model llama-3.1-8b --context 32768 --chip m4-pro
     """
+    from server.memory.built_shape import named_shape
     from server.memory.plan import plan_report
 
     report = plan_report(
@@ -45,7 +48,7 @@ def plan(
         value_bits=value_bits or bits,
         chip=chip,
         batch=batch,
-        weight_bits=weight_bits,
+        shape=named_shape(model, weight_bits),
     )
     if as_json:
         typer.echo(json.dumps(report, indent=2))

@@ -5,6 +5,7 @@ Bytes come from the layout classes the server allocates with; speed from the byt
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from quant_core.cache.costs import CacheCost, row_cost
 from quant_core.codec.page_layout import PageLayout
 from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from server.errors import ModelError
@@ -27,6 +29,30 @@ _LARGE_MEMORY_BYTES = 36 * 2**30
 SNAPSHOT_SHARE = 0.2
 # Bits per weight of mlx-community's usual 4-bit models: 4, and a scale and a bias for every 64 weights.
 DEFAULT_WEIGHT_BITS = 4.5
+# Fields of models with recurrent layers.
+_HYBRID_KEYS = (
+    "linear_num_value_heads",
+    "mamba_n_heads",
+    "mamba_num_heads",
+    "full_attn_idxs",
+    "conv_L_cache",
+    "ssm_cfg",
+)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Heads of one layer that is packed."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Of keys and values in float16."""
+        return 2 * self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -34,59 +60,78 @@ class ModelShape:
     """What of a model decides bytes and operations.
 
     Attributes:
-        full_layers: layers that attend to everything, and are packed.
-        sliding_layers: layers with a sliding window, which keep mlx-lm's float16 cache of `sliding_window` tokens.
+        packed: layers whose keys and values are packed.
+        others: what the caches of the other layers cost: sliding windows, recurrent states, latent vectors.
         weight_bytes: of all weights.
         read_weight_bytes: weights read for one token of one conversation; None where experts make that unknown.
     """
 
     name: str
-    full_layers: int
-    sliding_layers: int
-    sliding_window: int
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
+    packed: tuple[AttentionShape, ...]
+    others: tuple[CacheCost, ...]
     weight_bytes: int
     read_weight_bytes: int | None
 
+    @property
+    def num_layers(self) -> int:
+        """Layers that keep something of a conversation."""
+        return len(self.packed) + len(self.others)
+
+
+def presets() -> tuple[str, ...]:
+    """Names of well-known models: nothing is downloaded for them."""
+    return tuple(_presets())
+
 
 @lru_cache(maxsize=1)
-def presets() -> dict[str, dict[str, Any]]:
-    """config.json of well-known models, as far as a plan needs it: nothing is downloaded."""
+def _presets() -> dict[str, dict[str, Any]]:
+    """Their shapes, written by `python -m tests.tools.presets` from their config.json and mlx-lm's modules."""
     found: dict[str, dict[str, Any]] = json.loads(resources.files("server.memory").joinpath("presets.json").read_text())
     return found
 
 
 def model_shape(name: str, weight_bits: float | None = None) -> ModelShape:
-    """The shape of a preset, or of a local folder in mlx-lm's layout. Downloads nothing.
+    """The shape of a preset, or of a folder in mlx-lm's layout, as far as its config.json tells. Downloads nothing.
 
     Args:
         weight_bits: bits per weight; None: what the folder's files take, or DEFAULT_WEIGHT_BITS.
 
     Raises:
-        ModelError: no such preset or folder, or a model whose attention cannot be packed.
+        ModelError: no such preset or folder, or a model whose caches only mlx-lm's own code knows (`built_shape`).
     """
-    if name.lower() in presets():
-        return shape_of(name.lower(), presets()[name.lower()], weight_bits or DEFAULT_WEIGHT_BITS, None)
+    if name.lower() in _presets():
+        return _preset(name.lower(), weight_bits or DEFAULT_WEIGHT_BITS)
     folder = Path(name).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         known = ", ".join(presets())
         raise ModelError(f"{name} is neither a folder with a config.json nor one of: {known}") from error
-    sizes = sum(f.stat().st_size for f in folder.glob("model*.safetensors"))
-    return shape_of(folder.name, {**config, **(config.get("text_config") or {})}, weight_bits, sizes or None)
+    return shape_of(folder.name, {**config, **(config.get("text_config") or {})}, weight_bits, weights_of(folder))
+
+
+def weights_of(folder: Path) -> int | None:
+    """Bytes of a folder's model*.safetensors; None where there are none."""
+    return sum(f.stat().st_size for f in folder.glob("model*.safetensors")) or None
+
+
+def _preset(name: str, weight_bits: float) -> ModelShape:
+    fields = _presets()[name]
+    packed = tuple(AttentionShape(*heads) for count, *heads in fields["packed"] for _ in range(count))
+    others = tuple(CacheCost(*cost) for count, *cost in fields["others"] for _ in range(count))
+    weights, read = (int(fields[key] * weight_bits / 8) for key in ("num_weights", "read_weights"))
+    return ModelShape(name, packed, others, weights, read)
 
 
 def shape_of(name: str, config: dict[str, Any], weight_bits: float | None, file_bytes: int | None) -> ModelShape:
-    """The shape that a config.json describes.
+    """The shape that a config.json of a transformer with full and sliding attention describes.
 
     Raises:
-        ModelError: fields are missing, or attention is of a kind that cannot be packed.
+        ModelError: fields are missing, or its layers are of other kinds too.
     """
-    if config.get("kv_lora_rank"):
-        raise ModelError(f"{name} compresses its keys itself (multi-head latent attention); they cannot be packed")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if config.get("kv_lora_rank") or any(key in config for key in _HYBRID_KEYS) or kinds:
+        raise ModelError(f"{name} has other layers than full and sliding attention; see: vecinfer plan --model {name}")
     try:
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -102,10 +147,10 @@ def shape_of(name: str, config: dict[str, Any], weight_bits: float | None, file_
     weights = file_bytes if file_bytes is not None and weight_bits is None else None
     if weights is None:
         weights = int(num_weights * (weight_bits or DEFAULT_WEIGHT_BITS) / 8)
-    sliding = _sliding_layers(config, layers)
-    window = int(config.get("sliding_window") or 0) if sliding else 0
+    sliding, shape = _sliding_layers(config, layers), AttentionShape(heads, kv_heads, head_dim, head_dim)
+    slides = CacheCost(shape.token_bytes, int(config.get("sliding_window") or 0), 0)
     read = None if has_experts else weights - _unread_share(config, num_weights, weights)
-    return ModelShape(name, layers - sliding, sliding, window, heads, kv_heads, head_dim, weights, read)
+    return ModelShape(name, (shape,) * (layers - sliding), (slides,) * sliding, weights, read)
 
 
 def _num_weights(config: dict[str, Any], layers: int, q_width: int, kv_width: int) -> int:
@@ -153,30 +198,32 @@ class CachePlan:
 
 def fp16_plan(shape: ModelShape) -> CachePlan:
     """mlx-lm's own caches: two bytes a number, sliding layers bounded by their window."""
-    return CachePlan("float16", shape.full_layers * _fp16_layer(shape), _sliding_bytes(shape), 1.0)
+    others = row_cost(shape.others)
+    return CachePlan("float16", sum(s.token_bytes for s in shape.packed) + others.token_bytes, others.row_bytes, 1.0)
 
 
 def packed_plan(shape: ModelShape, key_bits: int, value_bits: int, window: WindowSpec) -> CachePlan:
-    """The packed cache: pages as they are laid out, rings as they are allocated.
+    """The packed cache: pages as they are laid out, rings as they are allocated, the other layers as they are.
 
     Raises:
         SpecError: bits or head size that no codec has.
     """
-    keys, values = VQSpec.for_bits(shape.head_dim, key_bits), VQSpec.for_bits(shape.head_dim, value_bits)
-    page = PageLayout.of(dict.fromkeys(range(shape.full_layers), (shape.num_kv_heads, keys, values))).page_bytes
-    exact_tokens = window.ring_slots + window.num_sink_tokens
-    rings = shape.full_layers * _fp16_layer(shape) * exact_tokens
-    turned = shape.head_dim / (2 * window.bucket_len)
-    return CachePlan(f"K{key_bits} V{value_bits}", page / PAGE_SIZE, rings + _sliding_bytes(shape), 1 + turned)
+    if not shape.packed:
+        return dataclasses.replace(fp16_plan(shape), name="exact")
+    specs = [(VQSpec.for_bits(s.key_dim, key_bits), VQSpec.for_bits(s.value_dim, value_bits)) for s in shape.packed]
+    heads = (s.num_kv_heads for s in shape.packed)
+    page = PageLayout.of({i: (n, *pair) for i, (n, pair) in enumerate(zip(heads, specs, strict=True))}).page_bytes
+    rings = sum(s.token_bytes for s in shape.packed) * (window.ring_slots + window.num_sink_tokens)
+    others = row_cost(shape.others)
+    turned = sum(_attention_flops(s) * s.key_dim / (2 * window.bucket_len) for s in shape.packed)
+    scale = 1 + turned / sum(map(_attention_flops, shape.packed))
+    name = f"K{key_bits} V{value_bits}"
+    return CachePlan(name, page / PAGE_SIZE + others.token_bytes, rings + others.row_bytes, scale)
 
 
-def _fp16_layer(shape: ModelShape) -> int:
-    """Bytes of one token in one layer."""
-    return 2 * 2 * shape.num_kv_heads * shape.head_dim
-
-
-def _sliding_bytes(shape: ModelShape) -> int:
-    return shape.sliding_layers * _fp16_layer(shape) * shape.sliding_window
+def _attention_flops(shape: AttentionShape) -> float:
+    """Operations of a layer's attention for a token of context."""
+    return 2.0 * shape.num_q_heads * (shape.key_dim + shape.value_dim)
 
 
 @dataclass(frozen=True)
@@ -202,8 +249,8 @@ class DecodeEstimate:
 def decode_estimate(shape: ModelShape, cache: CachePlan, chip: Chip, context_len: int, batch: int) -> DecodeEstimate:
     """Seconds of a step from the bytes it reads and the operations of its attention, whichever takes longer."""
     bandwidth = BANDWIDTH_SHARE * chip.bandwidth_bytes_s
-    positions = shape.full_layers * context_len + shape.sliding_layers * min(context_len, shape.sliding_window)
-    flops = 4.0 * shape.num_q_heads * shape.head_dim * positions * cache.flop_scale
+    # Of layers that grow with the context; the others' operations are few beside them.
+    flops = sum(map(_attention_flops, shape.packed)) * context_len * cache.flop_scale
     reading, computing = cache.bytes_at(context_len) / bandwidth, flops / (ALU_SHARE * chip.flops_s)
     # Few conversations share one reading of the weights; arithmetic of large batches is left out.
     weights = None if shape.read_weight_bytes is None else shape.read_weight_bytes / bandwidth

@@ -30,26 +30,28 @@ def plan_report(
     chip: str | None = None,
     batch: int = 1,
     weight_bits: float | None = None,
+    shape: ModelShape | None = None,
 ) -> dict[str, Any]:
     """The plan as plain types; nothing is downloaded.
 
     Args:
         model: a folder, demo, or a preset such as llama-3.1-8b.
         chip: None: this machine's, else an M4 Pro.
+        shape: of the model; None: `model_shape` of its name.
 
     Raises:
-        ModelError: no such preset or folder, or its attention cannot be packed.
+        ModelError: no such preset or folder.
         ConfigError: a chip that is not in the table.
         SpecError: bits or head size that no codec has.
     """
-    shape, gpu = model_shape(model, weight_bits), chip_named(chip)
+    shape, gpu = shape or model_shape(model, weight_bits), chip_named(chip)
     packed = packed_plan(shape, key_bits, value_bits, WindowSpec())
     return {
         "estimate": True,
         "model": shape.name,
         "weight_bytes": shape.weight_bytes,
-        "packed_layers": shape.full_layers,
-        "layers": shape.full_layers + shape.sliding_layers,
+        "packed_layers": len(shape.packed),
+        "layers": shape.num_layers,
         "chip": gpu.name,
         "context_len": context_len,
         "batch": batch,
