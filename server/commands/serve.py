@@ -28,7 +28,7 @@ ConfigFile = Annotated[
 Model = Annotated[
     str | None,
     _option(
-        "demo, a folder, or a Hugging Face name (default: asks at a terminal, else demo).",
+        "demo, gemma3-270m, a folder, or a Hugging Face name (default: asks at a terminal, else demo).",
         "--model",
         "-m",
         panel="Server",
