@@ -94,7 +94,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _prefixes(prefixes: dict[str, Any]) -> list[tuple[str, str]]:
     lookups = prefixes["hits"] + prefixes["misses"]
-    held = f"{prefixes['snapshots']:,} snapshots of {_mib(prefixes['bytes'])}"
+    held, disk = f"{prefixes['snapshots']:,} snapshots of {_mib(prefixes['bytes'])}", prefixes.get("disk")
+    held += f", {disk['prefixes']:,} on disk in {_mib(disk['bytes'])}" if disk else ""
     return [
         (
             "prefixes",

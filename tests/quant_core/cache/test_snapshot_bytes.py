@@ -21,7 +21,12 @@ from quant_core.errors import PoolError
 from tests.helpers.tiny_models import build_tiny_model
 from tests.server.engine.test_warm_equals_cold import model_codec
 
-TREE = {"a": [mx.arange(6).reshape(2, 3), None, 5], "b": {"c": mx.zeros((0, 4), mx.bfloat16)}, "d": [True, "x"]}
+TREE = {
+    "a": [mx.arange(6).reshape(2, 3), None, 5],
+    "b": {"c": mx.zeros((0, 4), mx.bfloat16)},
+    "d": [True, "x"],
+    "e": mx.array([1.5, 2.5], mx.bfloat16),
+}
 TOKENS = np.arange(3, 303, dtype=np.int32) % 200 + 3
 
 
