@@ -151,7 +151,7 @@ def beside_a_stream(bench: Bench) -> tuple[bool, str]:
     during = max(gap for gap, at in gaps if long.asked_s <= at <= long.times_s[0])
     after = max((gap for gap, at in gaps if long.times_s[0] < at <= long.times_s[-1]), default=0.0)
     return during <= max(0.8, 1.5 * before, before + after), (
-        f"longest gap {during:.2f} s while {long.cached:,} tokens come from disk and are joined, {before:.2f} s before, "
+        f"longest gap {during:.2f} s while {long.cached:,} tokens come from disk and join, {before:.2f} s before, "
         f"{after:.2f} s beside them; their first token after {long.first_s:.2f} s"
     )
 
