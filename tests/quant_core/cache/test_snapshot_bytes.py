@@ -28,11 +28,6 @@ TREE = {
     "e": mx.array([1.5, 2.5], mx.bfloat16),
     "f": mx.arange(6).reshape(2, 3).T,
 }
-    "a": [mx.arange(6).reshape(2, 3), None, 5],
-    "b": {"c": mx.zeros((0, 4), mx.bfloat16)},
-    "d": [True, "x"],
-    "e": mx.array([1.5, 2.5], mx.bfloat16),
-}
 TOKENS = np.arange(3, 303, dtype=np.int32) % 200 + 3
 
 
