@@ -31,10 +31,24 @@ def machine(folder: Path, **options: Any) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    with machine(tmp_path / "here") as client:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machine")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Iterator[httpx.Client]:
+    with machine(folder) as client:
         yield client
+
+
+@pytest.fixture
+def client(one: httpx.Client, folder: Path) -> Iterator[httpx.Client]:
+    """A server without prefixes and sessions."""
+    yield one
+    one.delete("/admin/prefixes")
+    for path in (folder / "sessions").glob("*"):
+        path.unlink()
 
 
 def saved(client: httpx.Client, status: int = 201, **body: Any) -> Json:
@@ -154,13 +168,13 @@ def damaged(file: bytes, how: str) -> bytes:
         ("empty", "this is no session's file"),
     ],
 )
-def test_a_damaged_file_is_refused(client: httpx.Client, tmp_path: Path, how: str, message: str) -> None:
+def test_a_damaged_file_is_refused(client: httpx.Client, folder: Path, how: str, message: str) -> None:
     saved(client, response_id=asked(client, HEAD)["id"])
     file = client.get("/admin/sessions/mine/file").content
     refused = client.put("/admin/sessions/copied/file", content=damaged(file, how))
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "invalid_session"
     assert message in refused.json()["error"]["message"]
-    path = tmp_path / "here" / "sessions" / "mine.vecinfer-session"
+    path = folder / "sessions" / "mine.vecinfer-session"
     assert list(path.parent.iterdir()) == [path]
     path.write_bytes(damaged(file, how))
     assert message in restored(client, status=400)["error"]["message"]
@@ -171,10 +185,10 @@ def test_a_forged_file_with_a_right_checksum_does_no_harm(client: httpx.Client, 
     num_prompt = asked(client, HEAD)["usage"]["prompt_tokens"]
     saved(client, prompt=HEAD)
     file = client.get("/admin/sessions/mine/file").content
-    folder = SessionFolder(tmp_path / "forged")
-    folder.folder.mkdir()
-    folder.path("mine").write_bytes(file)
-    session = folder.read("mine")
+    forge = SessionFolder(tmp_path / "forged")
+    forge.folder.mkdir()
+    forge.path("mine").write_bytes(file)
+    session = forge.read("mine")
     shapes = session.state.replace(b"[1, 2, ", b"[2, 1, "), session.state.replace(b'"tails"', b'"tales"')
     wrong: list[SavedSession] = [replace(session, state=state) for state in shapes if state != session.state]
     wrong += [replace(session, tokens=session.tokens + 10**6), replace(session, tokens=-session.tokens)]
@@ -183,8 +197,8 @@ def test_a_forged_file_with_a_right_checksum_does_no_harm(client: httpx.Client, 
     assert len(wrong) == 5
     client.delete("/admin/prefixes")
     for forged in wrong:
-        folder.write(forged)
-        content = folder.path("mine").read_bytes()
+        forge.write(forged)
+        content = forge.path("mine").read_bytes()
         assert client.put("/admin/sessions/mine/file?replace=true", content=content).status_code == 201
         assert restored(client, status=400)["error"]["code"] == "invalid_session"
     assert num_cached(client, HEAD) == 0

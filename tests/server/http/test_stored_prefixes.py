@@ -18,12 +18,24 @@ from tests.server.http.prefix_server import num_cached, prefix_server
 HEAD = "one two three " * 60
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    with prefix_server(tmp_path / "tokenizer", disk=tmp_path / FOLDER) as client:
-        assert num_cached(client, HEAD) == 0
-        eventually(lambda: len(client.get("/admin/prefixes").json()["data"]) > 0, "a prefix is written", 10)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Iterator[httpx.Client]:
+    with prefix_server(folder / "tokenizer", disk=folder / FOLDER) as client:
         yield client
+
+
+@pytest.fixture
+def client(one: httpx.Client) -> httpx.Client:
+    """A server with one prompt's prefixes on disk."""
+    one.delete("/admin/prefixes")
+    assert num_cached(one, HEAD) == 0
+    eventually(lambda: len(one.get("/admin/prefixes").json()["data"]) > 0, "a prefix is written", 10)
+    return one
 
 
 def run(*arguments: str) -> Result:
@@ -44,21 +56,22 @@ def test_prefixes_are_listed(client: httpx.Client) -> None:
     assert longest["label"].endswith(" art-1") and re.fullmatch("[0-9a-f]{32}", longest["id"])
 
 
-def test_clearing_deletes_in_memory_and_on_disk(client: httpx.Client, tmp_path: Path) -> None:
+def test_clearing_deletes_in_memory_and_on_disk(client: httpx.Client, folder: Path) -> None:
     assert num_cached(client, HEAD) > 128
+    before = client.get("/admin/status").json()["prefix_cache"]["evicted"]["cleared"]
     cleared = client.delete("/admin/prefixes").json()
     assert cleared["in_memory"] > 0 and cleared["on_disk"] > 0
     assert client.get("/admin/prefixes").json()["data"] == []
-    assert not [p for p in (tmp_path / FOLDER / "objects").rglob("*") if p.is_file()]
-    assert client.get("/admin/status").json()["prefix_cache"]["evicted"]["cleared"] == cleared["in_memory"]
+    assert not [p for p in (folder / FOLDER / "objects").rglob("*") if p.is_file()]
+    assert client.get("/admin/status").json()["prefix_cache"]["evicted"]["cleared"] == before + cleared["in_memory"]
     assert num_cached(client, HEAD) == 0
     assert num_cached(client, HEAD) > 128
 
 
-def test_what_is_damaged_is_told_and_dropped(client: httpx.Client, tmp_path: Path) -> None:
+def test_what_is_damaged_is_told_and_dropped(client: httpx.Client, folder: Path) -> None:
     sound = client.post("/admin/prefixes/verify").json()
     assert sound["objects"] > 1 and sound["bytes"] > 0 and sound["damaged"] == []
-    damage(tmp_path)
+    damage(folder)
     found = client.post("/admin/prefixes/verify").json()
     assert len(found["damaged"]) == sound["objects"] and "is not what was written" in found["damaged"][0]
     assert client.get("/admin/prefixes").json()["data"] == []
@@ -84,9 +97,9 @@ def test_the_command_asks_a_server(client: httpx.Client, tmp_path: Path) -> None
 
 
 def test_the_command_reads_the_folder_of_a_running_server_but_does_not_clear_it(
-    client: httpx.Client, tmp_path: Path
+    client: httpx.Client, folder: Path
 ) -> None:
-    where = ("--data-dir", str(tmp_path))
+    where = ("--data-dir", str(folder))
     assert "art-1" in run("list", *where).stdout
     assert "all as written" in run("verify", *where).stdout
     refused = run("clear", *where)
