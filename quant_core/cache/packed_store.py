@@ -191,6 +191,11 @@ class PackedStore:
         self.layers = {i: PackedLayer(i, c, codec, self.arena, self.backend) for i, c in codec.layers.items()}
         self._snapshots: set[PackedSnapshot] = set()
         self._codec_info = {**codec.info, **asdict(codec.window)}
+        # Summed once: usage is asked for at every step.
+        self._table_bytes = codec.nbytes
+        self._fp16_token_bytes = sum(
+            2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in codec.layers.values()
+        )
 
     @property
     def max_snapshot_bytes(self) -> int:
@@ -271,11 +276,10 @@ class PackedStore:
 
     def usage(self) -> StoreUsage:
         """How full the pool is."""
-        table, layers = self.arena.table, self.codec.layers.values()
-        fp16 = sum(2 * c.num_kv_heads * (c.keys.spec.head_dim + c.values.spec.head_dim) for c in layers)
+        table = self.arena.table
         return StoreUsage(
-            "vecinfer", self.backend.name, self.codec.nbytes, table.capacity, table.num_used, table.num_reserved,
-            self.plan.budget_bytes, fp16, self._others.row_bytes, self._codec_info,
+            "vecinfer", self.backend.name, self._table_bytes, table.capacity, table.num_used, table.num_reserved,
+            self.plan.budget_bytes, self._fp16_token_bytes, self._others.row_bytes, self._codec_info,
         )  # fmt: skip
 
     def new_row(

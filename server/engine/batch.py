@@ -142,12 +142,15 @@ class Batch:
         """Whether a beginning of this prompt is on its way, and the request should wait for it."""
         return self.prefixes.is_being_read(request, self.running(), self._cut)
 
-    def step(self, prefill_tokens: int, on_end: OnEnd) -> StepWork:
+    def step(self, prefill_tokens: int, fixed_tokens: int, on_end: OnEnd) -> StepWork:
         """One decode step for all rows and one chunk of prompts, `prefill_tokens` of all rows together.
+
+        `fixed_tokens`: what a step costs besides its tokens, in tokens.
 
         A row that has read its prompt starts at once, so that its first token is there when the next step begins.
         """
         g = self._generator
+        g.fixed_tokens = fixed_tokens
         g.budget, g.max_chunk = prefill_tokens, MAX_SCORED_TOKENS if self._model.scores else MAX_CHUNK
         with mx.stream(g.stream):
             prompts, answers = g.next()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import combinations
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -25,17 +28,24 @@ ACTIVATION_BYTES = 512 << 20
 ACTIVATION_SHARE = 1 / 64
 # Arrays of a layer's widest product that live at a time.
 WIDE_ARRAYS = 8
-# One slow step says little: the machine may have been busy.
-MAX_SLOWDOWN = 4.0
 WEIGHT = 0.5
+# Of a step's time, what its prompts or their tokens have at least, whatever the estimates of the rest say.
+LEAST_PART = 0.1
+# Steps that are remembered; the last of them tell a token's time. Two are compared if one read so much more.
+MAX_STEPS, LAST_STEPS = 12, 3
+DIFFERENT = 1.5
+MIN_SLOPES = 3
+# While rows decode a step is at most so much larger than those that were measured.
+GROWTH = 3
 
 
 class PrefillBudget:
     """Prompt tokens per step, padding and all rows together.
 
-    A step's time is that of decoding plus that of its prompt tokens. Both are measured: decoding by the steps without
-    prompts, a token by the steps with many (a step has costs that do not grow with its tokens, so one with few would
-    make them look dear). A token costs more with every token of history, so the estimate follows.
+    A step's time is that of decoding, a fixed part (on a GPU the host's, which submits as many kernels for 32 tokens as
+    for 2,048), and a time per token. Decoding is measured by the steps without prompts; the other two by the last steps
+    with prompts, as far as these read differently much. Medians, since what else the machine does makes steps slow. A
+    token costs more with every token of history, so the estimates follow.
 
     Args:
         max_tokens: of a step, whatever it takes.
@@ -47,31 +57,46 @@ class PrefillBudget:
         self.max_tokens = max_tokens
         self._first_tokens = min(first_tokens, max_tokens)
         self._target_s = target_s
+        self._decode_s = self._fixed_s = 0.0
         self._token_s: float | None = None
-        self._decode_s = 0.0
+        self._steps: deque[tuple[int, float]] = deque(maxlen=MAX_STEPS)
 
     def tokens(self, *, decoding: bool) -> int:
-        """The budget of the next step."""
+        """The budget of the next step: what fits the target, but so many that the fixed part is no more than half.
+
+        A smaller step would hardly be shorter, and there would be many more of them.
+        """
         if self._token_s is None:
             return self._first_tokens if decoding else self.max_tokens
         left = READ_STEP_S
         if decoding:
             left = max(self._target_s - self._decode_s, LEAST_SHARE * self._target_s)
-        wanted = int(left / self._token_s) // GRAIN * GRAIN
+        wanted = max(left - self._fixed_s, self._fixed_s) / self._token_s
+        if decoding:
+            wanted = min(wanted, GROWTH * max(n for n, _ in self._steps))
+        wanted = int(wanted) // GRAIN * GRAIN
         return max(min(MIN_TOKENS, self.max_tokens), min(wanted, self.max_tokens))
+
+    @property
+    def fixed_tokens(self) -> int:
+        """The fixed part in tokens: what reading in one step instead of two spares."""
+        return 0 if self._token_s is None else min(self.max_tokens, int(self._fixed_s / self._token_s))
 
     def took(self, seconds: float, num_tokens: int, *, decoding: bool) -> None:
         """A step with so many prompt tokens took so long; `decoding`: rows decoded in it too."""
         if num_tokens == 0:
             self._decode_s += WEIGHT * (seconds - self._decode_s)
             return
-        token_s = max(seconds - (self._decode_s if decoding else 0.0), 0.1 * seconds) / num_tokens
-        if self._token_s is None:
-            self._token_s = token_s
-        elif token_s < self._token_s:
-            self._token_s += WEIGHT * (token_s - self._token_s)
-        elif num_tokens >= self.tokens(decoding=decoding) / 2 or seconds > self._target_s:
-            self._token_s += WEIGHT * (min(token_s, MAX_SLOWDOWN * self._token_s) - self._token_s)
+        read_s = max(seconds - (self._decode_s if decoding else 0.0), LEAST_PART * seconds)
+        self._steps.append((num_tokens, read_s))
+        slopes = [(s - t) / (n - m) for (m, t), (n, s) in combinations(sorted(self._steps), 2) if n >= DIFFERENT * m]
+        if len(slopes) >= MIN_SLOPES:
+            # Theil-Sen: the median of the slopes through two steps each.
+            slope = max(0.0, median(slopes))
+            self._fixed_s = max(0.0, median(s - slope * n for n, s in self._steps))
+        recent = list(self._steps)[-LAST_STEPS:]
+        large = [(n, s) for n, s in recent if 2 * n >= max(n for n, _ in recent)]
+        self._token_s = median(max(s - self._fixed_s, LEAST_PART * s) / n for n, s in large)
 
 
 def prefill_budget(model: Any, max_tokens: int | None, target_gap_ms: float | None) -> PrefillBudget:

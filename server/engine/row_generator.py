@@ -15,7 +15,7 @@ from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
 # Longest chunk of one row.
 MAX_CHUNK = 2048
-# What a step costs besides its tokens, in tokens: a shorter chunk that wastes less padding must save more than this.
+# What a step costs besides its tokens, in tokens, at least: a shorter chunk that pads less must save more than this.
 STEP_TOKENS = 128
 # Chunks that no prompt's end decides are multiples of it: few shapes, each of which a device may have to prepare.
 SHAPE_STEP = 64
@@ -29,6 +29,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
 
     Attributes:
         budget: prompt tokens of the next step, padding included.
+        fixed_tokens: what a step costs besides its tokens, in tokens, as far as it is known.
         min_chunk: rows are not added to those that read once each would get fewer tokens a step than this.
         max_readers: rows that read at once; 1 where the model does not read padded prompts as it reads each alone.
         caller_of: whose row it is: every caller may have one that reads.
@@ -37,6 +38,7 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
     """
 
     budget = MAX_CHUNK
+    fixed_tokens = 0
     min_chunk = MAX_CHUNK // 4
     max_chunk = MAX_CHUNK
     max_readers = MAX_READERS
@@ -99,8 +101,8 @@ class RowGenerator(BatchGenerator):  # type: ignore[misc]
         rows = self._currently_processing
         lens = [len(entry[0][0]) for entry in rows]
         starts = [len(tokens) for tokens in self._prompt_batch.tokens]
-        chunk = best_chunk(lens, min(self.budget, len(rows) * self.max_chunk))
-        counts = [min(length, _to_grid(start, chunk, self.grid)) for length, start in zip(lens, starts, strict=True)]
+        chunk = best_chunk(lens, min(self.budget, len(rows) * self.max_chunk), max(STEP_TOKENS, self.fixed_tokens))
+        counts = [_to_grid(start, length, chunk, self.grid) for length, start in zip(lens, starts, strict=True)]
         self.num_read = len(rows) * max(counts, default=0)
         prompts, responses = [], []
         for entry, count, uid in zip(rows, counts, self._prompt_batch.uids, strict=True):
@@ -131,8 +133,11 @@ def may_read_beside(num_left: int, others: Sequence[int], budget: int, min_chunk
     return num_left <= min_chunk or (num_left <= JOIN_SHARE * max(others) and num_long * min_chunk <= 2 * budget)
 
 
-def best_chunk(lens: Sequence[int], budget: int) -> int:
-    """The chunk that reads most for its cost, where rows with `lens` left until their next stop are padded to it."""
+def best_chunk(lens: Sequence[int], budget: int, step_tokens: int = STEP_TOKENS) -> int:
+    """The chunk that reads most for its cost, where rows with `lens` left until their next stop are padded to it.
+
+    `step_tokens`: what a step costs besides its tokens, in tokens.
+    """
     if not lens:
         return 0
     most = max(1, min(budget // len(lens), max(lens)))
@@ -141,17 +146,21 @@ def best_chunk(lens: Sequence[int], budget: int) -> int:
 
     def worth(chunk: int) -> tuple[float, int]:
         useful = sum(min(length, chunk) for length in lens)
-        return useful / (STEP_TOKENS + len(lens) * chunk), chunk
+        num_steps = 1 + (chunk < max(lens))
+        return useful / (num_steps * step_tokens + len(lens) * chunk), chunk
 
     return max({most, *(n for n in lens if n < most)}, key=worth)
 
 
-def _to_grid(start: int, chunk: int, grid: int) -> int:
-    """Tokens of a chunk from `start` that ends on the grid, or of the equal ones that lead to it."""
-    end = (start + chunk) // grid * grid
+def _to_grid(start: int, length: int, chunk: int, grid: int) -> int:
+    """Of the `length` tokens from `start` to a row's next stop: a chunk that ends on the grid, or one of the equal ones
+    that lead to it; with no place of the grid left before the stop, as much as there is room for."""
+    end = (start + min(chunk, length)) // grid * grid
     if end > start:
         return end - start
     left = grid - start % grid
+    if left >= length:
+        return min(length, chunk)
     return math.ceil(left / math.ceil(left / chunk))
 
 

@@ -259,7 +259,7 @@ class Scheduler:
 
     def _step(self, batch: Batch, prefill_tokens: int) -> StepWork:
         try:
-            work = batch.step(prefill_tokens, self._ended)
+            work = batch.step(prefill_tokens, self._prefill_budget.fixed_tokens, self._ended)
         except UnprovenCacheError:
             raise
         except Exception as error:  # the engine loop's guard: one bad step must not end the server

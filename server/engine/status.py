@@ -84,6 +84,7 @@ class StatusBuilder:
             return EngineStatus(**vars(state), counters=self._counters.copy())
         active, batches = scheduler.active, scheduler.batches
         kv = self._kv.read(batches, active, fresh=fresh)
+        usage = active.store.usage() if active is not None else None
         return EngineStatus(
             **vars(state),
             model_id=scheduler.loaded.model_id,
@@ -93,8 +94,8 @@ class StatusBuilder:
             num_packed=scheduler.num_packed,
             active_artifact=active.store.artifact_id if active is not None else None,
             live_artifacts=tuple(a for a in (batch.store.artifact_id for batch in batches) if a),
-            backend=active.store.usage().backend if active is not None else "",
-            codec=active.store.usage().codec if active is not None else {},
+            backend=usage.backend if usage is not None else "",
+            codec=usage.codec if usage is not None else {},
             kv=kv,
             kv_last_busy=self._kv.last_busy,
             prefixes=scheduler.prefixes.stats(),

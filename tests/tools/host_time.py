@@ -53,9 +53,9 @@ class _Model:
 
     layers = (None,) * NUM_LAYERS
 
-    def make_cache(self) -> list[None]:
+    def make_cache(self) -> list[KVCache]:
         """Replaced by packed caches."""
-        return [None] * NUM_LAYERS
+        return [KVCache() for _ in self.layers]
 
 
 _READY = _ReadyKernel()

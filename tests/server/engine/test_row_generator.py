@@ -49,12 +49,15 @@ def test_long_prompts_are_read_few_at_a_time() -> None:
 
 
 def test_chunks_end_on_the_grid_in_few_equal_steps() -> None:
-    assert [_to_grid(0, n, 256) for n in (64, 200, 256, 300, 2048)] == [64, 128, 256, 256, 2048]
-    assert _to_grid(100, 2048, 256) == 1948 and _to_grid(100, 64, 256) == 52
+    assert [_to_grid(0, 9000, n, 256) for n in (64, 200, 256, 300, 2048)] == [64, 128, 256, 256, 2048]
+    assert _to_grid(100, 9000, 2048, 256) == 1948 and _to_grid(100, 9000, 64, 256) == 52
+    # No place of the grid is left before the stop.
+    assert _to_grid(0, 899, 2048, 256) == 768 and _to_grid(768, 131, 2048, 256) == 131
+    assert _to_grid(768, 131, 64, 256) == 64 and _to_grid(0, 9, 2048, 256) == 9
     for chunk in (1, 7, 50, 255, 257, 1000):
         position, ends = 33, []
         while position < 3000:
-            position += _to_grid(position, chunk, 256)
+            position += _to_grid(position, 9000, chunk, 256)
             ends.append(position)
         assert {n for n in ends if n % 256 == 0} >= set(range(256, 3000, 256)) or chunk > 256
         assert all(n % 256 == 0 for n in ends) or chunk < 256
@@ -83,3 +86,9 @@ def _answers(model: Any, prompts: list[list[int]], max_readers: int) -> list[lis
         for response in generator.next()[1]:
             found[response.uid].append(response.token)
     return [found[uid] for uid in uids]
+
+
+def test_where_a_step_costs_much_beside_its_tokens_padding_is_cheaper_than_another_step() -> None:
+    lens = [400, 200, 200, 200]
+    assert best_chunk(lens, 2048) == 200
+    assert best_chunk(lens, 2048, 3000) == 400
