@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from quant_core.cache.costs import cache_costs
+from quant_core.cache.side_by_side import why_one_row
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import VQSpec
 from quant_core.evaluation.model_check import Agreement, ModelCheck, check_model
@@ -25,6 +26,7 @@ class ModelReport:
 
     Attributes:
         layers: what our caches made of the model.
+        one_row: why requests are served one at a time; empty where they are not.
         output: how it marks tool calls and reasoning.
         context_len: tokens, from its config.json.
         weights_bytes: of the loaded weights.
@@ -35,6 +37,7 @@ class ModelReport:
 
     name: str
     layers: ModelCheck
+    one_row: str
     output: OutputFormat
     context_len: int
     weights_bytes: int
@@ -52,6 +55,8 @@ class ModelReport:
         lines.append(_line("rows of a batch equal each alone", check.batch))
         lines.append(_line("a resumed prefix equals a fresh one", check.resume))
         lines.append(_line("prompts read in other pieces", check.chunks))
+        if self.one_row:
+            lines.append(f"served one request at a time: {self.one_row}")
         if not check.reads_side_by_side:
             lines.append("prompts are read one at a time: padding would reach this model's recurrent layers")
         marks = self.output.reasoning
@@ -89,6 +94,7 @@ def check_loaded(loaded: LoadedModel) -> ModelReport:
     return ModelReport(
         loaded.model_id,
         check_model(model),
+        why_one_row(model),
         detect_format(loaded.tokenizer),
         loaded.context_len,
         model_bytes(model),

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from quant_core.cache.side_by_side import why_one_row
 from quant_core.cache.store import KVStore
 from server.config import EngineConfig
 from server.engine.admission import Admission, Limits, Ticket, prefix_space, reserve
@@ -101,7 +102,11 @@ class Scheduler:
         self.disk: DiskPrefixes | None = None
         if loaded.disk is not None:
             self.disk = DiskPrefixes(loaded.disk, self.prefixes, loaded.fingerprint, exact=loaded.exact_on_disk)
-        self.limits = Limits(loaded.context_len, logits_width(loaded.model), config.max_num_seqs)
+        one_row = why_one_row(loaded.model)
+        if one_row:
+            log.warning("this model's requests run one after another: %s", one_row)
+        self.limits = Limits(loaded.context_len, logits_width(loaded.model), 1 if one_row else config.max_num_seqs)
+        self._max_rows = 1 if one_row else config.max_rows
         eos_ids = tuple(sorted(loaded.tokenizer.eos_token_ids))
         self.grammars = GrammarCompiler(loaded.tokenizer, self.limits.vocab_size, eos_ids)
         self._served = ServedModel(loaded.model, Vocabulary(loaded.tokenizer), eos_ids, self.grammars)
@@ -236,11 +241,11 @@ class Scheduler:
 
     def _has_rows(self, request: GenerationRequest) -> bool:
         """Whether rows are free; some beyond the limit are for who has none beside a greedy caller or request."""
-        most, needed = self._config.max_num_seqs, self.num_rows + request.n
+        most, needed = self.limits.max_num_seqs, self.num_rows + request.n
         if needed <= most:
             return True
         running = [running.request for _, running in self._running.values()]
-        return needed <= self._config.max_rows and is_crowded_out(request, running)
+        return needed <= self._max_rows and is_crowded_out(request, running)
 
     def _start(self, batch: Batch, ticket: Ticket, admission: Admission, given: StepInput) -> None:
         try:

@@ -27,13 +27,15 @@ Every architecture of mlx-lm {version} in this server's caches: a small random m
 - **Layers**: what mlx-lm keeps for each. KV: keys and values; rotating: a sliding window; arrays: a recurrent state;
   list: several of these. **Packed**: layers whose keys and values are codes. The others keep mlx-lm's caches.
 - **Exact**: rows too short for codes equal mlx-lm's own caches.
-- **Batch**: eight rows that join and leave equal each alone.
+- **Batch**: eight rows that join and leave equal each alone. Where they do not, requests are served one at a time.
 - **Resume**: two rows resumed at a snapshot equal one that read everything.
 - **Chunks**: a prompt read in other pieces.
 - **Prompts**: how many are read at a time. *One* where mlx-lm's padding leaks into a recurrent state: such a model's
   prompts are read one after another, its answers are generated side by side.
 
-Tool calls and reasoning depend on a model's chat template, not on its architecture: [api.md](api.md).
+Tool calls and reasoning markers are those of a model's chat template, not of its architecture: random models have
+none. mlx-lm tells the parser from the template, and `vecinfer model check` prints both. The formats:
+[api.md](api.md#tools).
 
 | architecture | layers | packed | exact | batch | resume | chunks | prompts | note |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -79,7 +81,8 @@ def _note(check: ModelCheck) -> str:
         if not a.holds
     ]
     reasons = {text.splitlines()[0].split(":")[0] for i, text in check.others.items() if check.kinds[i] == "KVCache"}
-    return "; ".join([*broken, *sorted(reasons)])
+    served = ["served one request at a time"] if not check.batch.holds else []
+    return "; ".join([*served, *broken, *sorted(reasons)])
 
 
 def main() -> None:
