@@ -30,9 +30,11 @@ FORMAT = "1"
 MIN_STORED_TOKENS = 128
 # Of the regular snapshots inside a prompt only these go to disk: a tail costs as much as 500 packed tokens.
 REGULAR_ON_DISK = 2048
-# Bytes copied out per step: beside conversations little enough for 2 % of a step's time, and much while idle.
+# Bytes copied out at a time, beside conversations and while idle.
 BUSY_SLICE_BYTES = 1 << 20
 IDLE_SLICE_BYTES = 16 << 20
+# Of the time of conversations, what writing may take in both threads.
+WRITE_SHARE = 0.02
 # How often an idle engine goes on writing.
 WRITE_POLL_S = 0.005
 # Snapshots that may wait to be written; the oldest is given up for a newer one.
@@ -84,6 +86,7 @@ class DiskPrefixes:
         self._writes: deque[_Write] = deque()
         self._reads: dict[bytes, _Read] = {}
         self._looked_up: dict[str, bytes | None] = {}
+        self._paused_until_s = self._written_s = 0.0
 
     @property
     def poll_s(self) -> float | None:
@@ -109,7 +112,10 @@ class DiskPrefixes:
         self._writes.append(_Write(store, space, tokens, snapshot, store.page_names(tokens)))
 
     def write(self, *, busy: bool) -> None:
-        """Copy a slice of what waits to be written."""
+        """Copy a slice of what waits to be written; beside conversations at WRITE_SHARE of the time at most."""
+        start = time.monotonic()
+        if not self._writes or (busy and start < self._paused_until_s):
+            return
         left = BUSY_SLICE_BYTES if busy else IDLE_SLICE_BYTES
         while self._writes and left > 0 and self.disk.takes_more:
             job = self._writes[0]
@@ -117,6 +123,10 @@ class DiskPrefixes:
                 self._writes.popleft()
                 continue
             left -= self._write_one(job)
+        # The thread that writes takes part of the processor too: what it took since last time counts with this slice.
+        written_s, self._written_s = self.disk.busy_s - self._written_s, self.disk.busy_s
+        now = time.monotonic()
+        self._paused_until_s = now + (now - start + written_s) * (1 / WRITE_SHARE - 1)
 
     def flush(self, timeout_s: float) -> None:
         """Write all that waits, for so long at most."""

@@ -99,6 +99,8 @@ class PrefixDisk:
         # Each is changed by one thread only: the one that offers, the one that writes.
         self._offered_bytes = self._done_bytes = 0
         self._quiet_until_s = 0.0
+        # Processor seconds of the thread that writes.
+        self.busy_s = 0.0
         self._counts = dict.fromkeys(("reads", "written", "read", "evicted", "damaged"), 0)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="prefix-read")
         self._commands.put(self._sweep)
@@ -211,6 +213,7 @@ class PrefixDisk:
         while (command := self._commands.get()) is not None:
             try:
                 command()
+                self.busy_s = time.thread_time()
             except (OSError, sqlite3.Error) as error:
                 self._quiet_until_s = time.monotonic() + RETRY_S
                 self._forget_loose()

@@ -12,13 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quant_core.cache import snapshot_bytes
 from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.store import KVStore
 from server.engine import disk_prefixes
+from server.engine.disk_prefixes import DiskPrefixes
 from server.engine.loop import EngineLoop
+from server.engine.prefix_cache import PrefixCache, PrefixSpace
 from server.prefix_disk.disk import PrefixDisk
 from server.prefix_disk.inspection import verify
 from server.prefix_disk.objects import ObjectFiles
@@ -276,3 +280,41 @@ def test_what_comes_from_disk_lets_a_stream_go_on(
         assert loop.status().counters["generated_tokens"] - before >= 22
         loop.abort("stream", "enough")
         read(iter(stream))
+
+
+def test_writing_takes_two_percent_of_a_conversation_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10 ms; a tail takes 5 ms here, and the other thread's time counts too."""
+    clock, exports = [100.0], list[float]()
+
+    class Store(PlainStore):
+        def __init__(self) -> None:
+            self.artifact_id = None
+
+        def is_released(self, snapshot: object) -> bool:
+            return False
+
+        def export_state(self, snapshot: object) -> bytes:
+            clock[0] += 0.005
+            exports.append(clock[0])
+            return b"x" * 3_000_000
+
+    def offered(count: int) -> None:
+        for i in range(count):
+            tier.offer(Store(), PrefixSpace(None, f"{len(exports)} {i}"), np.arange(200, dtype=np.int32), object())  # type: ignore[arg-type]
+
+    disk = PrefixDisk(tmp_path, 10**9)
+    tier = DiskPrefixes(disk, PrefixCache(), "tiny")
+    monkeypatch.setattr("server.engine.disk_prefixes.time.monotonic", lambda: clock[0])
+    for _ in range(1000):
+        offered(1)
+        tier.write(busy=True)
+        clock[0] += 0.010
+    monkeypatch.undo()
+    disk.wait()
+    elapsed = clock[0] - 100.0
+    assert 10 <= len(exports) <= 0.02 * elapsed / 0.005
+    assert 0.005 * len(exports) + disk.busy_s <= 0.021 * elapsed + 2 * disk.busy_s / len(exports)
+    before = len(exports)
+    tier.write(busy=False)
+    assert len(exports) > before
+    disk.close()
