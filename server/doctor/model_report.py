@@ -46,6 +46,12 @@ class ModelReport:
     memory_bytes: int
 
     @property
+    def is_right(self) -> bool:
+        """Whether its answers are right as it is served."""
+        check = self.layers
+        return check.holds or (bool(self.one_row) and check.exact.holds and check.chunks.holds)
+
+    @property
     def lines(self) -> list[str]:
         """The report in words."""
         check, total = self.layers, len(self.layers.kinds)

@@ -1,34 +1,39 @@
-"""`vecinfer model check` on folders: what it prints, and when it fails."""
+"""`vecinfer model check`: what it says of a folder, and of an architecture that is wrong in a batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from server.cli import build_app
-from tests.helpers.tiny_models import write_tiny_model
+from server import cli
+from server.doctor.model_report import check_loaded
+from server.model.loader import LoadedModel
+from tests.helpers.architectures import build_architecture
+from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
 
 
-def _lines(folder: Path, exit_code: int = 0) -> list[str]:
-    result = CliRunner().invoke(build_app(), ["model", "check", str(folder), "--data-dir", str(folder.parent / "home")])
-    assert result.exit_code == exit_code, result.output
-    return result.stdout.splitlines()
+def test_the_command_tells_layers_markers_and_memory(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "tiny", "gemma3_text")
+    result = CliRunner().invoke(cli.build_app(), ["model", "check", str(folder)])
+    assert result.exit_code == 0, result.output
+    for part in (
+        "tiny: 2 of 6 layers are packed",
+        "layers 0-1, 3-4: its cache is mlx-lm's RotatingKVCache",
+        "rows of a batch equal each alone: yes",
+        "a resumed prefix equals a fresh one: yes",
+        "tool calls: ",
+        "reasoning: no markers",
+        "memory: weights ",
+    ):
+        assert part in result.stdout, result.stdout
 
 
-@pytest.mark.parametrize(
-    ("family", "packed"), [("llama", "2 of 2"), ("gpt_oss", "1 of 2"), ("qwen3_5", "2 of 4"), ("gemma3_text", "2 of 6")]
-)
-def test_says_what_is_packed_and_that_all_agree(family: str, packed: str, tmp_path: Path) -> None:
-    lines = _lines(write_tiny_model(tmp_path / family, family))
-    assert lines[0] == f"{family}: {packed} layers are packed"
-    agreements = [line for line in lines if "allowed)" in line]
-    assert len(agreements) == 4 and all(": yes (" in line for line in agreements)
-    (memory,) = [line for line in lines if line.startswith("memory: ")]
-    assert "a conversation of 4,096 tokens" in memory and "at 2 bits" in memory
-
-
-def test_another_word_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(build_app(), ["model", "inspect", str(tmp_path)])
-    assert result.exit_code == 2
+@pytest.mark.parametrize("name", ["gpt_bigcode"])
+def test_what_is_wrong_in_a_batch_is_right_one_at_a_time(name: str, tmp_path: Path) -> None:
+    tokenizer: Any = tiny_tokenizer(tmp_path)
+    report = check_loaded(LoadedModel(build_architecture(name), tokenizer, tmp_path, name, 512))
+    assert not report.layers.batch.holds and report.is_right
+    assert "served one request at a time: it takes the positions of all rows for one number" in report.lines
