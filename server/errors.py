@@ -150,4 +150,6 @@ class ServiceError(ServerError):
     """The daemon cannot be installed, removed or asked; only raised by `vecinfer service`."""
 
 
-INTERNAL_ERROR = ServerError("internal error; the server's log has the details", code="internal_error")
+def internal_error(request_id: str) -> ServerError:
+    """What callers hear of a bug: nothing but the id under which the log tells it."""
+    return ServerError(f"internal error; the server's log has the details, under {request_id}", code="internal_error")

@@ -17,6 +17,7 @@ from quant_core.errors import PoolError
 from server.engine.admission import Admission, Ticket
 from server.engine.answer_text import AnswerText
 from server.engine.disk_prefixes import DiskPrefixes
+from server.engine.ending import engine_error
 from server.engine.generation import hold_rows
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_scoring import MAX_SCORED_TOKENS, PromptScores, ScoringModel
@@ -284,9 +285,10 @@ class Batch:
             return
         try:
             result = row.text.push(response.token, response.logprobs, response.finish_reason)
-        except Exception as error:  # the engine loop's guard: what a parser cannot read must not end the other rows
-            log.exception("an answer could not be read")
-            self._fail(row, f"the answer could not be read: {type(error).__name__}: {error}", on_end)
+        except Exception:  # the engine loop's guard: what a parser cannot read must not end the other rows
+            log.exception("%s: an answer could not be read", row.running.request.request_id)
+            self.remove(row.running)
+            on_end(row.running, engine_error(row.running.request.request_id))
             return
         row.running.num_generated += 1
         row.running.put(result.event)

@@ -13,26 +13,29 @@ class Failure:
     """What is told of an exception, without the exception, whose frames hold arrays.
 
     Attributes:
-        no_memory: an allocation was refused: no fault, and a shorter request may find room.
+        no_memory: an allocation was refused: no fault, and a shorter request may find room. Why, for the caller.
     """
 
-    message: str
-    no_memory: bool
+    no_memory: str | None
 
     @classmethod
-    def of(cls, what: str, error: Exception) -> Failure:
+    def of(cls, error: Exception) -> Failure:
         """Of a step or a start that raised `error`."""
         if is_out_of_memory(error):
-            return cls(
-                f"there was no memory for this request ({error}); shorten it, or retry when less is running", True
-            )
-        return cls(f"{what}: {type(error).__name__}: {error}", False)
+            return cls(f"there was no memory for this request ({error}); shorten it, or retry when less is running")
+        return cls(None)
 
     def event(self, request_id: str) -> ErrorEvent:
         """The last event of a request that failed so."""
-        if self.no_memory:
-            return ErrorEvent(request_id, self.message, "insufficient_memory", 503)
-        return ErrorEvent(request_id, self.message, "engine_error")
+        if self.no_memory is not None:
+            return ErrorEvent(request_id, self.no_memory, "insufficient_memory", 503)
+        return engine_error(request_id)
+
+
+def engine_error(request_id: str) -> ErrorEvent:
+    """A failure that callers cannot do anything about: its cause is in the log, under the request's id."""
+    message = f"the engine failed on this request; the server's log has the details, under {request_id}"
+    return ErrorEvent(request_id, message, "engine_error")
 
 
 def ended_as(event: EngineEvent | None) -> str:

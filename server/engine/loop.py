@@ -18,13 +18,14 @@ from quant_core.errors import QuantError
 from server.config import ServerConfig
 from server.engine.admission import Ticket, check_request
 from server.engine.background import IdleOnly, JobRunner
+from server.engine.batch import UnprovenCacheError
 from server.engine.counters import Counters
 from server.engine.events import AsyncEvents, BlockingEvents, EventSink
 from server.engine.interface import EngineState, EngineStatus
 from server.engine.lifecycle import EXIT_GRACE_S, SHUTTING_DOWN, Lifecycle
 from server.engine.prefix_admin import PrefixAdmin
 from server.engine.request import AbortEvent, GenerationRequest
-from server.engine.scheduler import Loaded, Scheduler
+from server.engine.scheduler import EngineFailedError, Loaded, Scheduler
 from server.engine.status import StatusBuilder
 from server.engine.step_input import StepInput, StepInputSource
 from server.engine.waiting import WaitingQueue
@@ -227,7 +228,8 @@ class EngineLoop:
             self._wind_down()
         except BaseException as error:  # the engine loop's guard: a dead engine must not look alive
             log.critical("the engine died", exc_info=error)
-            self._life.die(f"the engine died: {type(error).__name__}: {error}")
+            own = isinstance(error, QuantError | ServerError | EngineFailedError | UnprovenCacheError)
+            self._life.die(f"the engine died: {error}" if own else "the engine died; the server's log has the details")
 
     def _start_up(self) -> None:
         slices = self._startup()

@@ -251,8 +251,8 @@ class Scheduler:
         try:
             self._running[ticket.request.request_id] = batch, batch.start(ticket, admission, given)
         except Exception as error:  # the engine loop's guard: one bad request must not end the server
-            log.exception("a request could not be started")
-            failure = Failure.of("the request could not be started", error)
+            log.exception("%s: the request could not be started", ticket.request.request_id)
+            failure = Failure.of(error)
         else:
             self._counters.add("packed_requests" if batch.is_packed else "exact_requests")
             return
@@ -268,8 +268,9 @@ class Scheduler:
         except UnprovenCacheError:
             raise
         except Exception as error:  # the engine loop's guard: one bad step must not end the server
-            log.exception("a step failed; its requests are ended")
-            failure = Failure.of("the engine failed on this request", error)
+            ids = ", ".join(running.request.request_id for running in batch.running())
+            log.exception("a step failed; its requests are ended: %s", ids)
+            failure = Failure.of(error)
         else:
             self._num_failed_steps = 0
             return work
@@ -280,15 +281,13 @@ class Scheduler:
         """End the requests of a failed step and give the batch an empty generator."""
         self._counters.add("failed_steps")
         # A prompt that is too large says nothing of the device.
-        self._num_failed_steps += not failure.no_memory
+        self._num_failed_steps += failure.no_memory is None
         for running in batch.reset():
             self._end(running.ticket, failure.event(running.request.request_id))
         gc.collect()
         mx.clear_cache()
         if self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise EngineFailedError(
-                f"{self._num_failed_steps} steps failed one after the other; last: {failure.message}"
-            )
+            raise EngineFailedError(f"{self._num_failed_steps} steps failed one after the other")
 
     def _ended(self, running: RunningRequest, error: ErrorEvent | None) -> None:
         if running.num_unparsed:

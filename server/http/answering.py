@@ -22,13 +22,14 @@ from server.engine.request import (
     PromptLogprobsEvent,
     TokenEvent,
 )
-from server.errors import INTERNAL_ERROR, BadRequestError, NotReadyError, QueueFullError, ServerError
+from server.errors import BadRequestError, NotReadyError, QueueFullError, ServerError, internal_error
 from server.http.activity import ActiveRequest
 from server.http.answer_state import AnswerState, ChoiceState, NewOutput
 from server.http.context import AppContext
 from server.http.event_stream import RequestGroup, Tagged, Tick
 from server.http.metrics import Timing
 from server.http.sse import CLIENT_CLOSED_REQUEST, ClientGone, EventStream, Frame, sse_comment, to_json
+from server.http.wire import request_id
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Answering:
     form: AnswerFormat
     timing: Timing
     keepalive_s: float
+    request_id: str
 
 
 async def respond(
@@ -93,7 +95,7 @@ async def respond(
         raise
     answer = AnswerState(requests)
     context.activity.begin(ActiveRequest(request.url.path, requests, answer, timing), timing)
-    under_way = Answering(group, answer, form, timing, context.config.http.keepalive_s)
+    under_way = Answering(group, answer, form, timing, context.config.http.keepalive_s, request_id(request))
     if not stream:
         return await _whole(request, under_way)
 
@@ -183,9 +185,9 @@ async def _frames(receive: Receive, under_way: Answering) -> AsyncGenerator[byte
         raise
     except Exception as error:
         if not isinstance(error, ServerError):
-            log.exception("a stream failed")
+            log.exception("%s: a stream failed", under_way.request_id)
             under_way.timing.end("error")
-        for frame in form.error(error if isinstance(error, ServerError) else INTERNAL_ERROR):
+        for frame in form.error(error if isinstance(error, ServerError) else internal_error(under_way.request_id)):
             yield frame.encode()
         return
     under_way.timing.end("ok")

@@ -154,7 +154,14 @@ def create_app(
     _add_routes(app, context, CallerRules.of(config.http))
     bodies = [body for group in ROUTES for body in group.bodies]
     keys_by_path = {route.path_format: group.key for route, group in routes}
-    describe(app, bodies, keys_by_path, takes_unknown=config.http.unknown_fields == "ignore", open_api=not access.api)
+    describe(
+        app,
+        bodies,
+        keys_by_path,
+        takes_unknown=config.http.unknown_fields == "ignore",
+        open_api=not access.api,
+        refused={} if config.http.request_templates else {ChatBody: ("chat_template",)},
+    )
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
     return app

@@ -14,7 +14,7 @@ from server.errors import BadRequestError, PayloadTooLargeError
 from server.http.auth import caller_of
 from server.http.context import app_context
 from server.http.hang_up import unless_gone
-from server.http.schemas.base import UnknownFields, parse_body
+from server.http.schemas.base import parse_body
 
 Body = TypeVar("Body", bound=BaseModel)
 # Read at once; larger ones go to a thread, so that the event loop is free for others.
@@ -22,20 +22,15 @@ SMALL_BODY_BYTES = 65_536
 log = logging.getLogger(__name__)
 
 
-async def read_json(
-    request: Request, model: type[Body], config: HTTPConfig, unknown_fields: UnknownFields | None = None
-) -> Body:
+async def read_json(request: Request, model: type[Body], config: HTTPConfig) -> Body:
     """The body as `model`, whatever content type it claims; ignored fields are noted at `request.state.ignored`.
-
-    Args:
-        unknown_fields: what becomes of them; None: as `http.unknown_fields` says.
 
     Raises:
         BadRequestError: not UTF-8, not JSON, or a field is wrong.
         PayloadTooLargeError: longer than `http.max_body_bytes`.
     """
     raw = await read_bytes(request, config.max_body_bytes)
-    policy = unknown_fields or config.unknown_fields
+    policy = config.unknown_fields
     if len(raw) <= SMALL_BODY_BYTES:
         parsed = parse_body(model, raw, policy)
     else:

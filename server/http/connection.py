@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,16 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import NotReadyError, RequestTimeoutError, ServerError
+from server.http.wire import IS_EVENT_STREAM
 
 # Connections accepted in one turn of the loop, before any of them can be refused.
 BACKLOG = 256
 # Descriptors that are not connections: the model's files, logs, the response store, those just accepted.
 RESERVED_DESCRIPTORS = 128 + BACKLOG
 RETRY_AFTER_S = 5
+# Of a caller that closed its half of the connection: how often it is looked whether it has gone, and is written to.
+PROBE_S = 0.05
+PROBES_PER_WRITE = 100
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class LimitedConnection(H11Protocol):
         self._phase_timer: asyncio.TimerHandle | None = None
         self._phase = ""
         self._unread_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._half_closed = False
         self.quiet_since_s = self.loop.time()
 
     @property
@@ -91,9 +98,48 @@ class LimitedConnection(H11Protocol):
         super().data_received(data)
         self._follow()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The caller says no more: it has gone, or it waits for its answer, which goes on until that shows."""
+        if self.transport.is_closing() or self.cycle is None or self.cycle.more_body or self._is_answered():
+            return False
+        if self.scope["http_version"] != "1.1":
+            # Its callers take no interim response, so that one that has gone would not be noticed.
+            return False
+        self._half_closed = True
+        self._probe(0)
+        return True
+
+    def _is_answered(self) -> bool:
+        return self.cycle.response_complete and not self.conn.trailing_data[0]
+
+    def _probe(self, num_probes: int) -> None:
+        """Send what a caller that waits ignores, and the system of one that has gone refuses: that ends the connection.
+
+        Before an answer begins that is an interim response (RFC 9110, 15.2); in a stream of events, a comment.
+        """
+        self._probe_timer = None
+        if self.transport.is_closing() or self.cycle is None:
+            return
+        connection = self.transport.get_extra_info("socket")
+        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if not num_probes % PROBES_PER_WRITE and not self.cycle.response_complete:
+            self.transport.write(self._interim())
+        self._probe_timer = self.loop.call_later(PROBE_S, self._probe, num_probes + 1)
+
+    def _interim(self) -> bytes:
+        if self.conn.our_state is h11.SEND_RESPONSE:
+            return b"HTTP/1.1 100 Continue\r\n\r\n"
+        if self.conn.our_state is h11.SEND_BODY and self.scope["state"].get(IS_EVENT_STREAM):
+            return self.conn.send(h11.Data(data=b": \n\n")) or b""
+        return b""
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self.quiet_since_s = self.loop.time()
+        if self._half_closed and self._is_answered() and not self.transport.is_closing():
+            self.transport.close()
         self._follow()
 
     def _follow(self) -> None:
@@ -144,10 +190,10 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def _stop_timers(self) -> None:
-        for timer in (self._phase_timer, self._unread_timer):
+        for timer in (self._phase_timer, self._unread_timer, self._probe_timer):
             if timer is not None:
                 timer.cancel()
-        self._phase_timer = self._unread_timer = None
+        self._phase_timer = self._unread_timer = self._probe_timer = None
 
     def pause_writing(self) -> None:
         """A caller reads slower than the answer grows: it has a while to read on."""

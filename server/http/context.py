@@ -22,6 +22,7 @@ from server.http.response_store import ResponseStore, RunningResponse
 from server.keys import AccessKeys
 from server.model.fair_thread import FairThread
 from server.model.prompts import PromptBuilder
+from server.uptime import since_boot_s
 
 RETRY_WHEN_LOADING_S = 5
 
@@ -36,6 +37,7 @@ class AppContext:
         response_store: None when responses are not kept.
         activity: requests of now and of a while ago.
         sessions, live, warnings: of the page; None without it (`http.page`).
+        started_at, started_s: seconds since 1970, and by `since_boot_s`.
         running_responses: by id; each is there as long as its answer is being written.
     """
 
@@ -53,6 +55,7 @@ class AppContext:
     warnings: WarningLog | None = None
     running_responses: WeakValueDictionary[str, RunningResponse] = field(default_factory=WeakValueDictionary)
     started_at: float = field(default_factory=time.time)
+    started_s: float = field(default_factory=since_boot_s)
 
     @property
     def model_names(self) -> tuple[str, ...]:

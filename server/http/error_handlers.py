@@ -13,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from server.errors import INTERNAL_ERROR, BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError
+from server.errors import BadRequestError, NotFoundError, NotReadyError, QueueFullError, ServerError, internal_error
 from server.http.error_shapes import error_body
 from server.http.metrics import Metrics
 from server.http.sse import CLIENT_CLOSED_REQUEST, ClientGone
+from server.http.wire import request_id
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,9 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, routes: Sequence[Route]) 
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return answer(request, INTERNAL_ERROR)
+        name = request_id(request)
+        log.error("%s: %s %s failed", name, request.method, request.url.path, exc_info=error)
+        return answer(request, internal_error(name), {"x-request-id": name, "request-id": name})
 
 
 def _headers(error: ServerError) -> dict[str, str]:

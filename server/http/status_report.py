@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,6 +13,7 @@ from server.engine.interface import EngineStatus, KVStatus
 from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.http.context import AppContext
 from server.prefix_disk.disk import DiskStats
+from server.uptime import since_boot_s
 
 PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
 
@@ -47,7 +47,7 @@ def status_report(context: AppContext) -> dict[str, Any]:
         "prefix_cache": None if status.prefixes is None else _prefixes(status.prefixes, status.disk),
         "counters": dict(status.counters),
         "versions": {"python": platform.python_version(), **_versions()},
-        "uptime_s": round(time.time() - context.started_at, 1),
+        "uptime_s": round(since_boot_s() - context.started_s, 1),
     }
 
 

@@ -8,6 +8,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,9 @@ _PREFIXED = re.compile(
 )
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 MAX_HEADER_CHARS = 1000
+# Key of the connection's own state of a request.
+IS_EVENT_STREAM = "is_event_stream"
+_UNPRINTABLE = dict.fromkeys([*range(32), 127], " ")
 
 
 class WireMiddleware:
@@ -39,8 +43,10 @@ class WireMiddleware:
         start = time.monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        scope = {**scope, "path": canonical_path(scope["path"]), "state": {**scope.get("state", {})}}
-        scope["state"]["request_id"] = request_id
+        of_connection = scope.setdefault("state", {})
+        scope = {**scope, "path": canonical_path(scope["path"]), "state": {**of_connection}}
+        # Also outside: a bug is answered there.
+        scope["state"]["request_id"] = of_connection["request_id"] = request_id
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope["method"] = "GET"
@@ -48,18 +54,24 @@ class WireMiddleware:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                of_connection[IS_EVENT_STREAM] = headers.get("content-type", "").startswith("text/event-stream")
                 headers["x-request-id"] = request_id
                 headers["request-id"] = request_id
                 headers["openai-processing-ms"] = str(round(1000 * (time.monotonic() - start)))
-                ignored = scope["state"].get("ignored", ())
+                ignored = _header_text(", ".join(scope["state"].get("ignored", ())))
                 if ignored:
-                    headers["x-vecinfer-ignored"] = _header_text(", ".join(ignored))
+                    headers["x-vecinfer-ignored"] = ignored
                 log.debug("%s %s %s: %d", request_id, scope["method"], scope["path"], message["status"])
             if is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
         await self._app(scope, receive, send_named)
+
+
+def request_id(connection: HTTPConnection) -> str:
+    """The id of a request, as its answer's `x-request-id` has it."""
+    return str(connection.scope["state"]["request_id"])
 
 
 def canonical_path(path: str) -> str:
@@ -71,5 +83,5 @@ def canonical_path(path: str) -> str:
 
 
 def _header_text(text: str) -> str:
-    """Text that a header can carry."""
-    return text.encode("ascii", "replace").decode().translate(dict.fromkeys(range(32), " "))[:MAX_HEADER_CHARS]
+    """Text that a header can carry: printable, without space at its ends."""
+    return text.encode("ascii", "replace").decode().translate(_UNPRINTABLE)[:MAX_HEADER_CHARS].strip()

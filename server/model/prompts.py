@@ -123,7 +123,9 @@ def render(tokenizer: Any, conversation: Conversation) -> Slices[str]:
     except TEMPLATE_ERRORS as error:
         at = yield from _refused_message(tokenizer, conversation)
         place = f" at {conversation.param}[{at}]" if at is not None else ""
-        message = f"the model's chat template refuses these messages{place}: {error}"
+        # What a template says is for callers; what Python says of one written in it is not.
+        said = f": {error}" if isinstance(error, jinja2.TemplateError) else ""
+        message = f"the model's chat template refuses these messages{place}{said}"
         raise BadRequestError(message, param=conversation.param) from error
 
 

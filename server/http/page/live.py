@@ -89,15 +89,17 @@ class LiveFeed:
             task.cancel()
         self._publish(b"")
 
-    async def frames(self) -> AsyncGenerator[bytes, None]:
-        """What is now, at once and every second, until the reader goes or the server stops."""
+    async def frames(self, num_frames: int | None = None) -> AsyncGenerator[bytes, None]:
+        """What is now, at once and every second, until the reader goes, the server stops or `num_frames` were told."""
         self._num_readers += 1
         self._wanted.set()
         try:
             yield self._whole()
-            while not self._closed:
+            num_told = 1
+            while not self._closed and num_told != num_frames:
                 await self._changed.wait()
                 yield self._frame
+                num_told += 1
         finally:
             self._num_readers -= 1
             if not self._num_readers:

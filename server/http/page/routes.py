@@ -17,11 +17,13 @@ from server.errors import AuthenticationError, BadRequestError, ConfigError, Mod
 from server.http.auth import fits_admin
 from server.http.body import read_json
 from server.http.context import AppContext, app_context
+from server.http.openapi import STREAM
 from server.http.page.files import page_file
 from server.http.page.sessions import PageSessions, Session, is_own_page
 from server.http.schemas.page import LoginBody
 from server.http.sse import SSE_HEADERS
 from server.http.status_report import status_report
+from server.memory.chips import CHIPS
 from server.version import version_line
 
 files = APIRouter(prefix="/page", include_in_schema=False)
@@ -49,7 +51,7 @@ async def log_in(request: Request) -> JSONResponse:
     """A session for the admin key, or for a link that nobody has followed yet."""
     context = app_context(request)
     sessions = _sessions(context)
-    body = await read_json(request, LoginBody, context.config.http, "refuse")
+    body = await read_json(request, LoginBody, context.config.http)
     body.check()
     if not is_own_page(request):
         raise AuthenticationError("only this server's own page may log in")
@@ -94,13 +96,13 @@ async def new_link(request: Request) -> dict[str, Any]:
     return {"object": "page_link", "link": _sessions(app_context(request)).new_link()}
 
 
-@router.get("/live")
-async def live(request: Request) -> Response:
-    """Server-sent events: `now` every second, `history` (15 minutes) at first and every five."""
+@router.get("/live", responses=STREAM, response_class=StreamingResponse)
+async def live(request: Request, frames: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    """Server-sent events: `now` every second, `history` (15 minutes) at first and every five; `frames`: so many."""
     feed = app_context(request).live
     if feed is None:
         raise NotFoundError("this server has no page (http.page: false)", code="not_found")
-    return StreamingResponse(feed.frames(), media_type="text/event-stream", headers=SSE_HEADERS)
+    return StreamingResponse(feed.frames(frames), media_type="text/event-stream", headers=SSE_HEADERS)
 
 
 @router.get("/requests")
@@ -143,7 +145,7 @@ async def plan(
     model: str,
     context: Annotated[int, Query(ge=1, le=1 << 24)] = 32768,
     bits: Annotated[int, Query(ge=1, le=4)] = 2,
-    chip: str | None = None,
+    chip: Annotated[str | None, Query(json_schema_extra={"enum": [*CHIPS]})] = None,
 ) -> dict[str, Any]:
     """What a model would need and do on a Mac: an estimate; nothing is downloaded."""
     from server.memory.plan import plan_report
@@ -153,7 +155,9 @@ async def plan(
 
     try:
         return await asyncio.to_thread(report)
-    except (ModelError, ConfigError, QuantError) as error:
+    except ModelError as error:
+        raise NotFoundError(str(error), param="model", code="model_not_found") from error
+    except (ConfigError, QuantError) as error:
         raise BadRequestError(str(error), param="model", code="invalid_value") from error
 
 

@@ -16,7 +16,7 @@ from server.calibration.queue import CalibrationQueue
 from server.errors import NotFoundError
 from server.http.body import read_json
 from server.http.context import AppContext, app_context
-from server.http.openapi import body_of
+from server.http.openapi import STREAM, body_of
 from server.http.schemas.calibration import CalibrationBody
 from server.http.sse import SSE_HEADERS, sse_comment, sse_data
 from server.http.status_report import status_report
@@ -39,7 +39,7 @@ async def start_calibration(request: Request) -> JSONResponse:
     """Queue a calibration; chats go on meanwhile."""
     context = app_context(request)
     service = _calibration(context)
-    body = await read_json(request, CalibrationBody, context.config.http, "refuse")
+    body = await read_json(request, CalibrationBody, context.config.http)
     body.check()
     conversations = [tuple(message.to_openai() for message in messages) for messages in body.messages or []]
     service.check_loaded()
@@ -68,7 +68,7 @@ async def get_calibration(request: Request, job_id: str) -> dict[str, Any]:
     return _calibration(app_context(request)).job(job_id).to_wire()
 
 
-@router.get("/calibrations/{job_id}/events")
+@router.get("/calibrations/{job_id}/events", responses=STREAM, response_class=StreamingResponse)
 async def calibration_events(request: Request, job_id: str) -> Response:
     """Server-sent events: the job at once and at every change; the last one is named after its final state."""
     context = app_context(request)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from server.http.context import app_context
+from server.http.openapi import answers
 from server.http.page.files import page_file
 from server.version import package_version
 
@@ -14,7 +15,7 @@ router = APIRouter()
 LINKS = {"models": "/v1/models", "ready": "/readyz", "openapi": "/openapi.json"}
 
 
-@router.get("/")
+@router.get("/", responses=answers("text/plain", "text/html", "application/json"))
 async def home(request: Request) -> Response:
     """The page for those who ask for HTML; else name, version and links, as JSON if asked for, or plain text."""
     own_version = package_version()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from server.errors import BadRequestError, NotFoundError, NotReadyError
 from server.http.answering import respond
@@ -50,10 +50,8 @@ async def create_response(request: Request) -> Response:
 
 
 @router.get("/v1/responses/{response_id}")
-async def retrieve_response(request: Request, response_id: str) -> Response:
-    """A response that was kept, or that is under way."""
-    if request.query_params.get("stream", "false").lower() not in ("false", "0"):
-        raise BadRequestError("stream: a response that is over is not streamed again", param="stream")
+async def retrieve_response(request: Request, response_id: str, stream: Literal["false", "0"] = "false") -> Response:
+    """A response that was kept, or that is under way; it is never streamed again."""
     context = app_context(request)
     running = context.running_responses.get(response_id)
     if running is not None and running.status == "in_progress":
@@ -84,14 +82,14 @@ async def cancel_response(request: Request, response_id: str) -> Response:
 
 
 @router.get("/v1/responses/{response_id}/input_items")
-async def list_input_items(request: Request, response_id: str) -> Response:
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+) -> Response:
     """The input items of a response's request, the newest first unless `order` is asc."""
-    query = request.query_params
-    order, after, limit = query.get("order", "desc"), query.get("after"), query.get("limit", "20")
-    if order not in ("asc", "desc"):
-        raise BadRequestError("order: must be asc or desc", param="order", code="invalid_value")
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE):
-        raise BadRequestError(f"limit: must be 1 to {MAX_PAGE}", param="limit", code="invalid_value")
     items = list((await _kept(app_context(request), response_id)).input)
     items = items if order == "asc" else items[::-1]
     if after is not None:
@@ -99,7 +97,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
         if place is None:
             raise BadRequestError(f"after: there is no item '{clip(after)}'", param="after", code="invalid_value")
         items = items[place + 1 :]
-    page = items[: int(limit)]
+    page = items[:limit]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
     return _json({"object": "list", "data": page, **ends, "has_more": len(items) > len(page)})
 

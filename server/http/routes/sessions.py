@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path as FilePath
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -19,10 +19,10 @@ from server.errors import BadRequestError, ConflictError, NotFoundError
 from server.http.body import read_bytes, read_json
 from server.http.cache_owner import keys_are_apart, owner_of, possible_owners
 from server.http.context import AppContext, app_context
-from server.http.openapi import body_of
+from server.http.openapi import answers, body_of
 from server.http.routes.prefixes import on_thread
 from server.http.schemas.base import parse_body
-from server.http.schemas.sessions import RestoreBody, SessionBody, session_name
+from server.http.schemas.sessions import NAME_PATTERN, RestoreBody, SessionBody, session_name
 from server.http.tokenizing import on_tokenizer
 from server.model.fair_thread import Slices
 from server.model.prompts import chat_prompt, check_num_ids, check_text_len, text_prompt
@@ -36,6 +36,7 @@ from server.prefix_disk.session_file import (
 )
 
 router = APIRouter(prefix="/admin/sessions")
+SessionName = Annotated[str, Path(json_schema_extra={"pattern": NAME_PATTERN})]
 FOLDER = "sessions"
 FILE_TYPE = "application/octet-stream"
 
@@ -44,7 +45,7 @@ FILE_TYPE = "application/octet-stream"
 async def save_session(request: Request) -> JSONResponse:
     """Save the cache of a conversation's longest beginning that can be resumed."""
     context = app_context(request)
-    body = await read_json(request, SessionBody, context.config.http, "refuse")
+    body = await read_json(request, SessionBody, context.config.http)
     body.check()
     context.check_ready()
     context.check_model(body.model)
@@ -74,15 +75,15 @@ async def list_sessions(request: Request) -> dict[str, Any]:
 
 
 @router.get("/{name}")
-async def get_session(request: Request, name: str) -> dict[str, Any]:
+async def get_session(request: Request, name: SessionName) -> dict[str, Any]:
     """What one session is of."""
     folder = _folder(app_context(request))
     with _refusals(name):
         return _session(await on_thread(lambda: folder.info(session_name(name))))
 
 
-@router.get("/{name}/file")
-async def export_session(request: Request, name: str) -> FileResponse:
+@router.get("/{name}/file", responses=answers(FILE_TYPE), response_class=FileResponse)
+async def export_session(request: Request, name: SessionName) -> FileResponse:
     """The session's file, whole."""
     folder = _folder(app_context(request))
     with _refusals(name):
@@ -95,7 +96,7 @@ async def export_session(request: Request, name: str) -> FileResponse:
     status_code=201,
     openapi_extra={"requestBody": {"required": True, "content": {FILE_TYPE: {"schema": {"format": "binary"}}}}},
 )
-async def import_session(request: Request, name: str, replace: bool = False) -> JSONResponse:
+async def import_session(request: Request, name: SessionName, replace: bool = False) -> JSONResponse:
     """Keep a session's file from elsewhere under a name, if this server can resume it."""
     context = app_context(request)
     context.check_ready()
@@ -122,11 +123,11 @@ async def import_session(request: Request, name: str, replace: bool = False) -> 
 
 
 @router.post("/{name}/restore", openapi_extra=body_of(RestoreBody))
-async def restore_session(request: Request, name: str) -> dict[str, Any]:
+async def restore_session(request: Request, name: SessionName) -> dict[str, Any]:
     """Load a session into the cache: the next request with its beginning goes on from there."""
     context = app_context(request)
     raw = await read_bytes(request, context.config.http.max_body_bytes)
-    body = parse_body(RestoreBody, raw, "refuse").body if raw.strip() else RestoreBody.model_validate({})
+    body = parse_body(RestoreBody, raw).body if raw.strip() else RestoreBody.model_validate({})
     context.check_ready()
     folder, sessions = _folder(context), context.engine.prefix_admin.sessions
 
@@ -141,7 +142,7 @@ async def restore_session(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.delete("/{name}")
-async def delete_session(request: Request, name: str) -> dict[str, Any]:
+async def delete_session(request: Request, name: SessionName) -> dict[str, Any]:
     """Delete a session's file; what was restored of it stays in the cache."""
     folder = _folder(app_context(request))
     if not await on_thread(lambda: folder.delete(session_name(name))):
@@ -221,7 +222,7 @@ def _owner(context: AppContext, info: SessionInfo, body: RestoreBody) -> str:
     raise BadRequestError(message, param="api_key", code="missing_required_parameter")
 
 
-async def _receive(request: Request, path: Path) -> None:
+async def _receive(request: Request, path: FilePath) -> None:
     """The body into a new file.
 
     Raises:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import reprlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from functools import cache
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -34,13 +35,14 @@ class RequestBody(BaseModel):
     `silent` names fields of the API that cannot change an answer of this server: they are dropped. `unsupported` names
     those that would change it and cannot be had, each with the reason. `aliases` gives other servers' names of a field,
     which count when the field itself is not given. Any other unknown field is ignored and noted, or refused, as
-    `parse_body` was told.
+    `parse_body` was told; a `closed` body refuses it in any case. Numbers such as 1.0 are integers, as in JSON.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
     silent: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[dict[str, str]] = {}
     aliases: ClassVar[dict[str, str]] = {}
+    closed: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -56,16 +58,35 @@ class RequestBody(BaseModel):
             if name in cls.model_fields:
                 kept[name] = value
             elif name not in cls.aliases:
-                _note_unknown(name)
+                _note_unknown(name, cls.closed)
         for other, name in cls.aliases.items():
             if data.get(other) is not None and name not in kept:
                 kept[name] = data[other]
-        return kept
+        counting = _integer_fields(cls)
+        return {name: whole_numbers(value) if name in counting else value for name, value in kept.items()}
 
 
-def _note_unknown(name: str) -> None:
+def whole_numbers(value: Any) -> Any:
+    """1.0 as 1, also in lists: JSON does not tell them apart, and some languages write it so."""
+    if isinstance(value, list):
+        return [whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@cache
+def _integer_fields(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if _counts(field.annotation))
+
+
+def _counts(annotation: Any) -> bool:
+    """Whether what has this annotation holds integers."""
+    is_literal = isinstance(annotation, int) and not isinstance(annotation, bool)
+    return annotation is int or is_literal or any(map(_counts, get_args(annotation)))
+
+
+def _note_unknown(name: str, closed: bool) -> None:
     reading = _reading.get()
-    if reading is None or reading.unknown_fields == "refuse":
+    if closed or reading is None or reading.unknown_fields == "refuse":
         raise refused(f"unknown field '{clip(name)}'; it is refused because it could change the answer", name)
     note_ignored(name)
 
@@ -73,8 +94,10 @@ def _note_unknown(name: str) -> None:
 def note_ignored(name: str) -> None:
     """Say that a field, or a value of it, was taken without effect."""
     reading = _reading.get()
+    # It goes into the log, where a caller's line break would begin a line of its own.
+    name = "".join(c if c.isprintable() else "?" for c in clip(name))
     if reading is not None and name not in reading.ignored and len(reading.ignored) < MAX_IGNORED_FIELDS:
-        reading.ignored.append(clip(name))
+        reading.ignored.append(name)
 
 
 def clip(text: str, max_len: int = 80) -> str:

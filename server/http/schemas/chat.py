@@ -4,53 +4,62 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec
-from server.http.schemas.base import refused
+from server.http.schemas.base import refused, whole_numbers
 from server.http.schemas.chat_message import ChatMessage
-from server.http.schemas.generation import MAX_LOGPROBS, GenerationBody, MaxTokens
+from server.http.schemas.described import CHOICE, FUNCTIONS, THINKING, TOOLS
+from server.http.schemas.generation import MAX_LOGPROBS, GenerationBody, SomeTokens
 from server.http.schemas.tools import check_choice, read_choice, read_functions, read_tools
 from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
 
 MAX_MESSAGES = 4096
-_OBJECTS = {"type": "array", "items": {"type": "object"}}
-
-Tools = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_tools), WithJsonSchema(_OBJECTS)]
-Functions = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_functions), WithJsonSchema(_OBJECTS)]
-Choice = Annotated[
-    ToolChoice, BeforeValidator(read_choice), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})
+_TEXT_ONLY = {"type": "array", "items": {"const": "text"}, "minItems": 1}
+# Alternatives are told of tokens whose own log-probability is told.
+_ALTERNATIVES: list[JsonValue] = [
+    {"properties": {"top_logprobs": {"enum": [None, 0]}}},
+    {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
 ]
+
+Tools = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_tools), WithJsonSchema(TOOLS)]
+Functions = Annotated[tuple[ToolSpec, ...], BeforeValidator(read_functions), WithJsonSchema(FUNCTIONS)]
+Choice = Annotated[ToolChoice, BeforeValidator(read_choice), WithJsonSchema(CHOICE)]
 
 
 def _thinking(value: Any) -> Thinking:
     """Anthropic's and GLM's `thinking`, OpenRouter's `reasoning`: objects with what each of them names."""
     if not isinstance(value, dict):
         raise refused("must be an object")
-    kind, budget, effort = value.get("type"), value.get("budget_tokens", value.get("max_tokens")), value.get("effort")
-    if budget is not None and (type(budget) is not int or budget < 0):
-        raise refused("must be a number of tokens", "budget_tokens" if "budget_tokens" in value else "max_tokens")
+    kind, effort = value.get("type"), value.get("effort")
+    budgets = [whole_numbers(value.get(name)) for name in ("budget_tokens", "max_tokens")]
+    for name, given in zip(("budget_tokens", "max_tokens"), budgets, strict=True):
+        if given is not None and (type(given) is not int or given < 0):
+            raise refused("must be a number of tokens", name)
+    budget = next((given for given in budgets if given is not None), None)
     enabled = value.get("enabled") if isinstance(value.get("enabled"), bool) else None
     if kind in ("enabled", "disabled", "adaptive"):
         enabled = {"enabled": True, "disabled": False}.get(kind)
     return Thinking(enabled, effort if isinstance(effort, str) else None, budget, value.get("exclude") is not True)
 
 
-ThinkingField = Annotated[Thinking, BeforeValidator(_thinking), WithJsonSchema({"type": "object"})]
+ThinkingField = Annotated[Thinking, BeforeValidator(_thinking), WithJsonSchema(THINKING)]
 
 
 class ChatBody(GenerationBody):
     """A conversation to be answered."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": _ALTERNATIVES})
     silent: ClassVar[frozenset[str]] = GenerationBody.silent | {"web_search_options", "documents", "context"}
     unsupported: ClassVar[dict[str, str]] = {"audio": "this server answers with text only"}
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: MaxTokens | None = None
+    max_tokens: SomeTokens | None = None
+    max_completion_tokens: SomeTokens | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], WithJsonSchema(_TEXT_ONLY)] | None = None
     tools: Tools = ()
     functions: Functions = ()
     tool_choice: Choice | None = None
@@ -97,8 +106,6 @@ class ChatBody(GenerationBody):
             BadRequestError: naming the parameter.
         """
         super().check()
-        if self.requested_tokens == 0:
-            raise BadRequestError("max_tokens: must be at least 1, or -1 for no limit", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise BadRequestError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         if self.modalities is not None and set(self.modalities) != {"text"}:

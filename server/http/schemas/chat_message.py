@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from server.http.schemas.base import RequestBody, clip, refused
+from server.http.schemas.described import ARGUMENTS, CONTENT
 from server.model.conversation import Json
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -32,13 +33,16 @@ def _part_text(part: Any, i: int) -> str:
         return part
     if not isinstance(part, dict):
         raise refused("a part must be an object", f"[{i}]")
-    kind = part.get("type", "text")
+    kind = part.get("type")
+    kind = "text" if kind is None else kind
+    if not isinstance(kind, str):
+        raise refused("must be a string", f"[{i}].type")
     if kind in THINKING_PARTS:
         return ""
     if kind in MEDIA_PARTS:
         raise refused(f"this server reads text only, not parts of type '{kind}'", f"[{i}].type")
     if kind not in TEXT_PARTS:
-        raise refused(f"only parts of type 'text' are supported, not '{clip(str(kind))}'", f"[{i}].type")
+        raise refused(f"only parts of type 'text' are supported, not '{clip(kind)}'", f"[{i}].type")
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise refused("must be a string", f"[{i}].{TEXT_PARTS[kind]}")
@@ -48,21 +52,7 @@ def _part_text(part: Any, i: int) -> str:
 Content = Annotated[
     str,
     BeforeValidator(content_text),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                    },
-                },
-            ]
-        }
-    ),
+    WithJsonSchema(CONTENT),
 ]
 
 
@@ -81,7 +71,7 @@ class FunctionCall(RequestBody):
     silent: ClassVar[frozenset[str]] = frozenset({"description", "strict"})
 
     name: str = Field(min_length=1, max_length=256)
-    arguments: Annotated[str, BeforeValidator(_arguments)] = "{}"
+    arguments: Annotated[str, BeforeValidator(_arguments), WithJsonSchema(ARGUMENTS)] = "{}"
 
 
 class ToolCall(RequestBody):

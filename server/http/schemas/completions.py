@@ -11,6 +11,7 @@ from server.engine.request import SamplingParams
 from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec
 from server.http.schemas.base import refused
+from server.http.schemas.described import prompts_schema
 from server.http.schemas.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationBody
 from server.model.conversation import TextPrompt
 
@@ -39,20 +40,7 @@ def prompts(value: Any, max_prompts: int = MAX_PROMPTS) -> tuple[TextPrompt, ...
     return tuple(found)
 
 
-Prompts = Annotated[
-    tuple[TextPrompt, ...],
-    BeforeValidator(prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}},
-                {"type": "array", "items": {"type": "integer"}},
-                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-            ]
-        }
-    ),
-]
+Prompts = Annotated[tuple[TextPrompt, ...], BeforeValidator(prompts), WithJsonSchema(prompts_schema(MAX_PROMPTS))]
 
 
 class CompletionBody(GenerationBody):

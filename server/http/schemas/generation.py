@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from server.engine.request import SamplingParams
 from server.errors import BadRequestError
 from server.http.generation_spec import ResponseFormat
-from server.http.schemas.base import RequestBody, clip, note_ignored, refused
+from server.http.schemas.base import RequestBody, clip, note_ignored, refused, whole_numbers
+from server.http.schemas.described import BIASES, FORMAT, stops_schema
 from server.http.schemas.structured import other_formats, response_format
 
 MAX_CHOICES = 16
@@ -46,26 +47,33 @@ def _stops(value: Any) -> tuple[str, ...]:
 def _biases(value: Any) -> Any:
     """OpenAI's object, or llama-server's list of pairs."""
     if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        return {str(token): -100.0 if bias is False else bias for token, bias in value}
+        return {str(whole_numbers(token)): -100.0 if bias is False else bias for token, bias in value}
     return value
 
 
-Stops = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_stops),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
+Stops = Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(stops_schema(MAX_STOPS))]
 MAX_PRIORITY = 10
 # Turns: each step doubles or halves what a request's tokens count in its caller's share.
 Priority = Annotated[int, AfterValidator(lambda n: max(-MAX_PRIORITY, min(n, MAX_PRIORITY)))]
 CacheSalt = Annotated[str | None, Field(min_length=1, max_length=256)]
-Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_biases)]
-MaxTokens = Annotated[int, Field(ge=-1, le=MAX_TOKENS_LIMIT)]
-Format = Annotated[
-    ResponseFormat | None,
-    BeforeValidator(response_format),
-    WithJsonSchema({"type": "object", "properties": {"type": {"type": "string"}}}),
+Biases = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_biases), WithJsonSchema(BIASES)
 ]
+MaxTokens = Annotated[int, Field(ge=-1, le=MAX_TOKENS_LIMIT)]
+
+
+def _some(number: int) -> int:
+    if number == 0:
+        raise refused("must be at least 1, or -1 for no limit")
+    return number
+
+
+SomeTokens = Annotated[
+    MaxTokens,
+    AfterValidator(_some),
+    WithJsonSchema({"type": "integer", "minimum": -1, "maximum": MAX_TOKENS_LIMIT, "not": {"const": 0}}),
+]
+Format = Annotated[ResponseFormat | None, BeforeValidator(response_format), WithJsonSchema(FORMAT)]
 
 
 class StreamOptions(RequestBody):

@@ -23,6 +23,7 @@ from server.http.schemas.content_blocks import (
     read_blocks,
     read_text,
 )
+from server.http.schemas.described import ANTHROPIC_TOOLS, BLOCKS, TEXT_BLOCKS
 from server.http.schemas.generation import (
     MAX_STOPS,
     MAX_TEMPERATURE,
@@ -32,11 +33,10 @@ from server.http.schemas.generation import (
     Format,
     Priority,
 )
-from server.http.schemas.tools import MAX_TOOLS, check_choice, read_function
+from server.http.schemas.tools import MAX_TOOLS, check_choice, kind_of_tool, read_function
 from server.model.conversation import Conversation, Json, Thinking, ToolChoice, ToolSpec
 from server.model.volatile_lines import without_billing_header
 
-_TEXT_OR_BLOCKS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 _MODES: dict[str, Literal["none", "auto", "required"]] = {
     "auto": "auto",
     "any": "required",
@@ -53,8 +53,9 @@ def _read_tools(value: Any) -> tuple[ToolSpec, ...]:
         raise refused(f"at most {MAX_TOOLS} tools, got {len(value)}")
     tools: dict[str, ToolSpec] = {}
     for i, entry in enumerate(value):
-        if entry.get("type", "custom") not in (None, "custom", "function") and "input_schema" not in entry:
-            note_ignored(f"tools[{i}] ({clip(str(entry['type']), 40)})")
+        kind = kind_of_tool(entry, i, "custom")
+        if kind not in ("custom", "function") and "input_schema" not in entry:
+            note_ignored(f"tools[{i}] ({clip(kind, 40)})")
             continue
         tool = read_function(entry, f"[{i}]", "input_schema")
         if tool.name in tools:
@@ -63,12 +64,12 @@ def _read_tools(value: Any) -> tuple[ToolSpec, ...]:
     return tuple(tools.values())
 
 
-Text = Annotated[str, BeforeValidator(read_text), WithJsonSchema(_TEXT_OR_BLOCKS)]
-Blocks = Annotated[tuple[Block, ...], BeforeValidator(read_blocks), WithJsonSchema(_TEXT_OR_BLOCKS)]
+Text = Annotated[str, BeforeValidator(read_text), WithJsonSchema(TEXT_BLOCKS)]
+Blocks = Annotated[tuple[Block, ...], BeforeValidator(read_blocks), WithJsonSchema(BLOCKS)]
 Tools = Annotated[
     tuple[ToolSpec, ...],
     BeforeValidator(_read_tools),
-    WithJsonSchema({"type": "array", "items": {"type": "object"}}),
+    WithJsonSchema(ANTHROPIC_TOOLS),
 ]
 
 
@@ -154,6 +155,8 @@ class TokenCountBody(RequestBody):
         for is_assistant, group in groupby(turns, lambda turn: turn.role == "assistant"):
             blocks = [block for turn in group for block in turn.content]
             messages += [_assistant(blocks)] if is_assistant else _user(blocks)
+        if not messages:
+            raise BadRequestError("messages: no message of them says anything", param="messages", code="invalid_value")
         # Anthropic's prefill: the answer goes on where the assistant's last text ends.
         is_prefill = messages[-1]["role"] == "assistant" and bool(messages[-1]["content"])
         is_prefill = is_prefill and "tool_calls" not in messages[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from server.errors import BadRequestError
@@ -10,6 +12,8 @@ from server.http.schemas.base import RequestBody
 
 class LoginBody(RequestBody):
     """The admin key, or the secret of a one-time link."""
+
+    closed: ClassVar[bool] = True
 
     key: str | None = Field(None, max_length=4096)
     link: str | None = Field(None, max_length=4096)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.http.schemas.base import RequestBody, clip, note_ignored
@@ -60,11 +60,7 @@ def _arguments(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict | list) else value
 
 
-ItemText = Annotated[
-    str,
-    BeforeValidator(_item_text),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
-]
+ItemText = Annotated[str, BeforeValidator(_item_text)]
 Id = Annotated[str, Field(max_length=256)]
 
 
@@ -95,7 +91,7 @@ class InputItem(RequestBody):
     @classmethod
     def _only_known_kinds(cls, data: Any) -> Any:
         """An item of another kind keeps its place and says nothing."""
-        kind = data.get("type") or "message" if isinstance(data, dict) else "message"
+        kind = data.get("type") if isinstance(data, dict) else None
         if not isinstance(kind, str) or kind in REQUIRED:
             return data
         note_ignored(f"input item ({clip(kind, 40)})")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.http.schemas.base import clip, note_ignored, refused
-from server.http.schemas.tools import MAX_TOOLS, read_function
+from server.http.schemas.tools import MAX_TOOLS, kind_of_tool, read_function
 from server.model.conversation import Json, ToolSpec
 
 
@@ -51,7 +51,7 @@ def read_flat_tools(value: Any) -> tuple[OfferedTool, ...]:
 
 
 def _functions(entry: Json, i: int) -> Iterator[OfferedTool]:
-    kind = entry.get("type", "function")
+    kind = kind_of_tool(entry, i)
     if kind == "function":
         # Chat's form, with the function inside, is taken too.
         nested = entry.get("function")
@@ -68,4 +68,4 @@ def _functions(entry: Json, i: int) -> Iterator[OfferedTool]:
             else:
                 note_ignored(f"tools[{i}].tools[{at}]")
     else:
-        note_ignored(f"tools[{i}] ({clip(str(kind), 40)})")
+        note_ignored(f"tools[{i}] ({clip(kind, 40)})")

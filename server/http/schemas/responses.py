@@ -13,14 +13,15 @@ from server.errors import BadRequestError
 from server.http.generation_spec import GenerationSpec, ResponseFormat
 from server.http.schemas.base import RequestBody, clip, note_ignored, refused
 from server.http.schemas.chat import MAX_MESSAGES, Choice
+from server.http.schemas.described import FLAT_TOOLS, FORMAT, ITEMS
 from server.http.schemas.generation import (
     MAX_LOGPROBS,
     MAX_TEMPERATURE,
     MAX_TOKENS_LIMIT,
     MIN_TOP_P,
     CacheSalt,
-    MaxTokens,
     Priority,
+    SomeTokens,
     Stops,
 )
 from server.http.schemas.response_items import InputItem, to_messages
@@ -46,7 +47,7 @@ class TextField(RequestBody):
 
     silent: ClassVar[frozenset[str]] = frozenset({"stop"})
 
-    format: Json | None = None
+    format: Annotated[Json, WithJsonSchema(FORMAT)] | None = None
     verbosity: str | None = Field(None, max_length=32)
 
     @field_validator("format")
@@ -97,14 +98,14 @@ class ResponseBody(RequestBody):
     input: Annotated[
         list[InputItem],
         BeforeValidator(_items),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+        WithJsonSchema(ITEMS),
     ] = Field(default_factory=list)
     model: str | None = None
     instructions: str | None = None
     stream: bool = False
     cache_salt: CacheSalt = None
     priority: Priority = 0
-    background: bool = False
+    background: Annotated[bool, WithJsonSchema({"const": False})] = False
     include: list[str] = Field(default_factory=list, max_length=64)
     store: bool = True
     previous_response_id: str | None = Field(None, max_length=256)
@@ -118,12 +119,12 @@ class ResponseBody(RequestBody):
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Stops = ()
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    max_output_tokens: MaxTokens | None = None
+    max_output_tokens: SomeTokens | None = None
     max_tool_calls: int | None = Field(None, ge=0, le=MAX_TOKENS_LIMIT)
     tools: Annotated[
         tuple[OfferedTool, ...],
         BeforeValidator(read_flat_tools),
-        WithJsonSchema({"type": "array", "items": {"type": "object"}}),
+        WithJsonSchema(FLAT_TOOLS),
     ] = ()
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
@@ -175,8 +176,6 @@ class ResponseBody(RequestBody):
         if self.background:
             message = "background: this server answers while the caller waits; leave it out, or stream"
             raise BadRequestError(message, param="background")
-        if self.max_output_tokens == 0:
-            raise BadRequestError("max_output_tokens: must be at least 1", param="max_output_tokens")
         wrong = check_choice(tuple(tool.spec for tool in self.tools), self.choice)
         if wrong is not None:
             raise BadRequestError(f"tool_choice: {wrong}", param="tool_choice", code="invalid_value")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from server.errors import BadRequestError
 from server.http.schemas.base import RequestBody, refused
 from server.http.schemas.chat import MAX_MESSAGES, Tools
 from server.http.schemas.chat_message import ChatMessage
+from server.http.schemas.described import PROMPT
 from server.http.schemas.generation import CacheSalt
 from server.model.conversation import Conversation, Json, TextPrompt
 from server.prefix_disk.session_file import NAME
+
+NAME_PATTERN = f"^{NAME.pattern}$"
 
 
 def session_name(name: str) -> str:
@@ -46,14 +49,30 @@ def _prompt(value: Any) -> Any:
 Prompt = Annotated[
     TextPrompt,
     BeforeValidator(_prompt),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}),
+    WithJsonSchema(PROMPT),
+]
+
+
+_SAID = ("response_id", "messages", "prompt")
+_ONE_OF: list[JsonValue] = [
+    {
+        "properties": {
+            name: {"not": {"type": "null"}},
+            **{other: {"type": "null"} for other in _SAID if other != name},
+        },
+        "required": [name],
+    }
+    for name in _SAID
 ]
 
 
 class SessionBody(RequestBody):
     """Which conversation is saved, and under which name: one of `response_id`, `messages` and `prompt`."""
 
-    name: Annotated[str, AfterValidator(_checked_name)]
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_OF})
+    closed: ClassVar[bool] = True
+
+    name: Annotated[str, AfterValidator(_checked_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
     model: str | None = None
     response_id: str | None = Field(None, max_length=256)
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
@@ -84,6 +103,8 @@ class SessionBody(RequestBody):
 
 class RestoreBody(RequestBody):
     """For whom a session is restored."""
+
+    closed: ClassVar[bool] = True
 
     cache_salt: CacheSalt = None
     api_key: str | None = Field(None, max_length=4096)

@@ -29,7 +29,8 @@ def response_format(value: Any) -> ResponseFormat | None:
             raise refused("must hold a schema", "json_schema.schema")
         return _schema(inner["schema"], strict=inner.get("strict") is True)
     if kind in ("regex", "grammar"):
-        text = value.get("value") or value.get("pattern" if kind == "regex" else "grammar")
+        text = value.get("value")
+        text = value.get("pattern" if kind == "regex" else "grammar") if text is None else text
         return _text(kind, text, kind)
     raise refused(f"'{clip(str(kind))}' is not text, json_object or json_schema", "type")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from server.errors import BadRequestError
 from server.http.schemas.base import RequestBody
@@ -12,10 +12,17 @@ from server.http.schemas.chat import MAX_MESSAGES, Tools
 from server.http.schemas.chat_message import ChatMessage
 from server.model.conversation import Conversation, Json
 
+# Other servers' name of `prompt` is not told of.
+_ONE_OF: list[JsonValue] = [
+    {"properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}, "required": [name]}
+    for name, other in (("prompt", "messages"), ("messages", "prompt"))
+]
+
 
 class TokenizeBody(RequestBody):
     """A text or a conversation."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_OF})
     aliases: ClassVar[dict[str, str]] = {"content": "prompt"}
 
     model: str | None = None

@@ -24,9 +24,9 @@ def read_tools(value: Any, field: str = "tools") -> tuple[ToolSpec, ...]:
     for i, entry in enumerate(value):
         if not isinstance(entry, dict):
             raise refused("a tool must be an object", f"[{i}]")
-        kind = entry.get("type", "function")
+        kind = kind_of_tool(entry, i)
         if kind != "function":
-            note_ignored(f"{field}[{i}] ({clip(str(kind), 40)})")
+            note_ignored(f"{field}[{i}] ({clip(kind, 40)})")
             continue
         nested = entry.get("function")
         place = f"[{i}].function" if isinstance(nested, dict) else f"[{i}]"
@@ -38,10 +38,20 @@ def read_tools(value: Any, field: str = "tools") -> tuple[ToolSpec, ...]:
     return tuple(tools)
 
 
+def kind_of_tool(entry: Json, i: int, default: str = "function") -> str:
+    """What the tool at place `i` is."""
+    kind = entry.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise refused("must be a string", f"[{i}].type")
+    return default if kind is None else kind
+
+
 def read_functions(value: Any) -> tuple[ToolSpec, ...]:
     """The older list of functions."""
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise refused("must be a list of functions")
+    if len(value) > MAX_TOOLS:
+        raise refused(f"at most {MAX_TOOLS} functions, got {len(value)}")
     return tuple(read_function(entry, f"[{i}]") for i, entry in enumerate(value))
 
 
@@ -73,6 +83,8 @@ def read_choice(value: Any) -> ToolChoice:
         allowed = value.get("allowed_tools", value)
         if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
             raise refused("must be a list", "allowed_tools.tools")
+        if not isinstance(allowed.get("mode"), str | None):
+            raise refused("must be a string", "allowed_tools.mode")
         names = tuple(_name_of(tool, f"allowed_tools.tools[{i}]") for i, tool in enumerate(allowed["tools"]))
         return ToolChoice("required" if allowed.get("mode") == "required" else "auto", names)
     return ToolChoice("required", (_name_of(value, "function"),))

@@ -205,6 +205,15 @@ def test_ten_megabytes_over_a_real_connection(engine: FakeEngine) -> None:
         assert client.post(CHAT, json={"messages": USER}).status_code == 200
 
 
-async def test_a_bug_is_a_500_in_the_same_form(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_a_bug_is_a_500_that_says_only_where_to_look(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.script.raise_after = 1
-    assert error_of(await client.post(CHAT, json={"messages": USER}), 500)["code"] == "internal_error"
+    for streaming in (False, True):
+        answer = await client.post(CHAT, json={"messages": USER, "stream": streaming}, headers={"x-request-id": "r-1"})
+        assert "under r-1" in answer.text and "internal_error" in answer.text
+        assert "a bug in the engine" not in answer.text and "ZeroDivision" not in answer.text
+        assert answer.headers["x-request-id"] == "r-1"
+        assert "r-1" in caplog.text and "ZeroDivisionError: a bug in the engine" in caplog.text
+        caplog.clear()
+        assert answer.status_code == (200 if streaming else 500)

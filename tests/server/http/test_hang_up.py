@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import time
@@ -67,3 +68,37 @@ def test_a_finished_request_is_not_aborted(engine: FakeEngine, stream: bool) -> 
         text = client.get("/metrics").text
     assert engine.aborted == {}
     assert 'vecinfer_requests_total{outcome="ok",route="/v1/chat/completions"} 3.0' in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("phase", ["prompt", "text"])
+def test_a_caller_that_only_closes_its_half_is_answered(engine: FakeEngine, stream: bool, phase: str) -> None:
+    """`printf ... | nc` sends its request, shuts that direction, and waits."""
+    setattr(engine.script, "prompt_delay_s" if phase == "prompt" else "token_delay_s", 0.4)
+    with serve(engine) as port, send(port, {"messages": USER, "stream": stream, "max_tokens": 3}) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        got = b""
+        while chunk := connection.recv(65536):
+            got += chunk
+    assert b"HTTP/1.1 200 OK" in got and (b"[DONE]" in got if stream else b'"finish_reason"' in got)
+    assert got.count(b"HTTP/1.1") - got.count(b"HTTP/1.1 100 Continue") == 1
+    assert engine.aborted == {}
+
+
+def test_an_interim_response_is_none_to_a_client(engine: FakeEngine) -> None:
+    """Clients of the standard library skip what a half-closed connection gets before its answer."""
+    engine.script.prompt_delay_s = 0.3
+    with serve(engine) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("POST", "/v1/chat/completions", json.dumps({"messages": USER}))
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_half_a_request_is_not_answered(engine: FakeEngine) -> None:
+    with serve(engine) as port, socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert engine.submitted == []

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.helpers.fake_engine import FakeEngine
-from tests.server.http.conftest import USER, in_process
+from tests.server.http.conftest import USER, in_process, serve
 from tests.server.http.test_errors import error_of
 
 pytestmark = pytest.mark.anyio
@@ -143,3 +143,22 @@ async def test_echo_and_suffix_surround_the_answer(client: httpx.AsyncClient, st
         assert answer.json()["choices"][0]["text"] == "OnceThe!"
     else:
         assert answer.text.index('"Once"') < answer.text.index('"The"') < answer.text.index('"!"')
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n", "\x7f", "a\r\nINFO forged", "ü \t"])
+def test_any_unknown_name_is_answered_and_cannot_forge_a_line_of_the_log(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Over a socket: h11 refuses headers that are not printable, and then nothing is answered."""
+    caplog.set_level("INFO")
+    with serve(engine) as port:
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={"messages": USER, name: 1})
+    assert answer.status_code == 200
+    assert all("\n" not in r.getMessage() for r in caplog.records if r.name == "server.http.body")
+
+
+async def test_whole_numbers_are_integers_however_they_are_written(client: httpx.AsyncClient) -> None:
+    content = b'{"prompt": [1.0, 2], "max_tokens": 2.0, "top_k": 5.0, "stop_token_ids": [3.0], "seed": 7.0}'
+    assert (await client.post("/v1/completions", content=content)).status_code == 200
+    error = (await client.post("/v1/completions", content=b'{"prompt": "a", "top_k": 1.5}')).json()["error"]
+    assert error["param"] == "top_k"
