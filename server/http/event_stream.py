@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from starlette.types import Receive
 
 from server.engine.interface import Engine
-from server.engine.request import EngineEvent, GenerationRequest, is_terminal
+from server.engine.request import EngineEvent, GenerationRequest, TokenEvent, is_terminal
+from server.errors import RequestTimeoutError
 from server.http.sse import ClientGone
+
+# Of one answer, beside what the system's buffers hold: some minutes of any model's text.
+MAX_UNREAD_BYTES = 8 << 20
+EVENT_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,14 @@ class _Failed:
 _Item = Tagged | Tick | _HungUp | _Failed
 
 
+def _size(event: EngineEvent) -> int:
+    """Bytes that an event takes while it waits, about."""
+    if not isinstance(event, TokenEvent):
+        return EVENT_BYTES
+    text = sum(len(getattr(delta, "text", "")) for delta in event.deltas)
+    return EVENT_BYTES + text + EVENT_BYTES * sum(map(len, event.logprobs))
+
+
 class RequestGroup:
     """The engine requests behind one HTTP request: submitted together, aborted together."""
 
@@ -51,6 +64,7 @@ class RequestGroup:
         self._engine = engine
         self._open: set[str] = set()
         self._gone = False
+        self._unread_bytes = 0
         self._iterators: list[AsyncIterator[EngineEvent]] = []
         try:
             for request in requests:
@@ -89,6 +103,7 @@ class RequestGroup:
                 if isinstance(item, Tick):
                     ticks.start()
                 if isinstance(item, Tagged):
+                    self._unread_bytes -= _size(item.event)
                     num_left -= is_terminal(item.event)
                 if isinstance(item, Tagged | Tick):
                     yield item
@@ -102,10 +117,22 @@ class RequestGroup:
         async for event in events:
             if is_terminal(event):
                 self._open.discard(event.request_id)
+            self._unread_bytes += _size(event)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self._give_up(queue)
+                return
             queue.put_nowait(Tagged(index, event))
             if is_terminal(event):
                 return
         raise RuntimeError("the engine's events ended without a terminal one")
+
+    def _give_up(self, queue: asyncio.Queue[_Item]) -> None:
+        """What waits to be sent is dropped; who reads on gets an error."""
+        self.abort("the caller does not read its answer")
+        while not queue.empty():
+            queue.get_nowait()
+        message = f"{MAX_UNREAD_BYTES >> 20} MiB of the answer came while nothing of it was read; it was ended"
+        queue.put_nowait(_Failed(RequestTimeoutError(message, code="answer_not_read")))
 
     async def _watch(self, receive: Receive, queue: asyncio.Queue[_Item]) -> None:
         """Abort at the hang-up itself, not when the consumer next looks: it may be stuck writing."""

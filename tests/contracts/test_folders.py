@@ -17,9 +17,9 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers", "terminal",
-        "grammar", "output", "memory", "model", "prefix_disk", "engine", "calibration", "doctor", "http", "serving",
-        "launchd", "measure", "commands", "cli",
+        "errors", "uptime", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers",
+        "terminal", "grammar", "output", "memory", "model", "prefix_disk", "engine", "calibration", "doctor", "http",
+        "serving", "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip
 Arrow = tuple[str, str]

@@ -56,10 +56,7 @@ Prompt = Annotated[
 _SAID = ("response_id", "messages", "prompt")
 _ONE_OF: list[JsonValue] = [
     {
-        "properties": {
-            name: {"not": {"type": "null"}},
-            **{other: {"type": "null"} for other in _SAID if other != name},
-        },
+        "properties": {other: {"not": {"type": "null"}} if other == name else {"type": "null"} for other in _SAID},
         "required": [name],
     }
     for name in _SAID

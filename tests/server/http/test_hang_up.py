@@ -49,7 +49,7 @@ def test_hang_up_aborts_all_prompts(engine: FakeEngine, stream: bool) -> None:
 
 def test_hang_up_of_a_reader_that_stopped_reading(engine: FakeEngine) -> None:
     """The writer waits for a full socket buffer when the hang-up comes; the abort must not wait with it."""
-    engine.script.pieces = ("x" * 1_000_000,) * 1000
+    engine.script.pieces = ("x" * 200_000,) * 1000
     engine.script.token_delay_s = 0.01
     with serve(engine) as port:
         connection = send(port, {"messages": USER, "stream": True, "max_tokens": 1000})
@@ -94,6 +94,24 @@ def test_an_interim_response_is_none_to_a_client(engine: FakeEngine) -> None:
         connection.sock.shutdown(socket.SHUT_WR)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_an_answer_that_nobody_reads_is_ended_before_it_fills_the_memory(engine: FakeEngine) -> None:
+    """400 MB of text, and a reader who waits for a minute: what comes is bounded, and it ends with an error."""
+    engine.script.pieces = ("x" * 50_000,) * 8000
+    with serve(engine) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", port))
+        raw = json.dumps({"messages": USER, "stream": True, "max_tokens": 8000}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
+        connection.sendall(head.encode() + raw)
+        eventually(lambda: bool(engine.aborted), "the engine is told", timeout_s=10)
+        assert set(engine.aborted.values()) == {"the caller does not read its answer"}
+        num_bytes, end = 0, b""
+        while b"answer_not_read" not in end and (chunk := connection.recv(1 << 16)):
+            num_bytes, end = num_bytes + len(chunk), (end + chunk)[-4096:]
+    assert b"answer_not_read" in end and num_bytes < 60_000_000
 
 
 def test_half_a_request_is_not_answered(engine: FakeEngine) -> None:

@@ -19,6 +19,13 @@ Json = dict[str, Any]
 
 
 @schemathesis.hook
+def filter_case(context: HookContext, case: Case[Any]) -> bool:
+    """A session's file has a format and checksums of its own: no bytes drawn by chance are one."""
+    is_file = (case.operation.path, case.operation.method) == ("/admin/sessions/{name}/file", "put")
+    return not (is_file and case.meta is not None and case.meta.generation.mode.is_positive)
+
+
+@schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     """The request as a caller who read docs/api.md would send it."""
     if case.operation.path == "/admin/live":
@@ -53,6 +60,8 @@ def sensible(path: str, body: Json) -> Json:
         body["input"] = _in_vocabulary(body["input"])
         # As many as the model's embeddings have.
         body["dimensions"] = min(body.get("dimensions") or 1, 128)
+    elif path == "/admin/sessions":
+        body["prompt"] = _in_vocabulary(body.get("prompt"))
     elif path == "/v1/detokenize":
         body["tokens"] = _in_vocabulary(body["tokens"])
     elif path == "/admin/calibrations":
@@ -70,6 +79,7 @@ def _limit(path: str, body: Json) -> None:
         "/v1/detokenize",
         "/v1/embeddings",
         "/admin/calibrations",
+        "/admin/sessions",
     ):
         body[name] = min(MAX_TOKENS, body[name]) if (body.get(name) or 0) > 0 else MAX_TOKENS
     if body.get("stop_token_ids"):
