@@ -99,6 +99,20 @@ def test_a_stop_string_never_shows(server: Running) -> None:
     assert choice["finish_reason"] == "stop" and choice["message"]["content"] == text[: text.index(stop)]
 
 
+def test_usage_counts_the_token_that_ends_the_answer_and_log_probabilities_do_not(server: Running) -> None:
+    """As OpenAI has it: `content` is the text's, `completion_tokens` is what was generated (docs/api.md)."""
+    end = server.client.post("/v1/tokenize", json={"prompt": "<|im_end|>"}).json()["tokens"]
+    assert len(end) == 1
+    ended = server.chat(logprobs=True, logit_bias={str(end[0]): 100}, max_tokens=4)
+    cut = server.chat(logprobs=True, ignore_eos=True, max_tokens=4)
+    for answer, reason, num_end_tokens in ((ended, "stop", 1), (cut, "length", 0)):
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == reason
+        num_text_tokens = len((choice["logprobs"] or {"content": []})["content"] or [])
+        assert answer["usage"]["completion_tokens"] == num_text_tokens + num_end_tokens
+    assert cut["usage"]["completion_tokens"] == 4
+
+
 def test_a_shared_system_message_is_resumed(server: Running) -> None:
     system = {"role": "system", "content": "word " * 300}
     first = server.chat(messages=[system, *USER])
