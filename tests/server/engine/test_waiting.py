@@ -9,7 +9,7 @@ import pytest
 from server.engine.admission import Ticket
 from server.engine.events import BlockingEvents
 from server.engine.request import SamplingParams, TokenEvent
-from server.engine.waiting import WaitingQueue
+from server.engine.waiting import MAX_MARKS, WaitingQueue
 from server.errors import QueueFullError
 from tests.server.engine.harness import prompt, read, request, serving
 
@@ -101,6 +101,16 @@ def test_a_long_request_is_passed_for_its_share_only() -> None:
             break
         passed += 1
     assert passed <= 1
+
+
+def test_ended_requests_leave_no_marks_without_end() -> None:
+    """Some 330 bytes a request, for ever: an hour's soak grew by 1.4 MiB."""
+    waiting = WaitingQueue(100, 60.0)
+    for i in range(5000):
+        waiting.offer(ticket(f"r{i}", group=f"g{i}"))
+        assert _serve(waiting, 10) == f"r{i}"
+    (clock,) = waiting._groups.values()
+    assert len(clock.marks) <= MAX_MARKS + 1
 
 
 def test_priority_weighs_tokens() -> None:
