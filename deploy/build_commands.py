@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def _write_commit(folder: Path) -> None:
     """Into a tree that is being built; a source distribution already has the file and no repository."""
     sys.path.insert(0, str(ROOT))
-    from server.version import git_commit
+    from server.system.version import git_commit
 
     known = git_commit(ROOT) if (ROOT / ".git").exists() else None
     if known is not None:

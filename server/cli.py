@@ -39,7 +39,7 @@ class _Group(TyperGroup):
             missing = (error.name or "").partition(".")[0] == "mlx" or "libmlx" in str(error)
             if ctx.params.get("debug") or not missing:
                 raise
-            from server.installation import backend_remedy
+            from server.system.installation import backend_remedy
 
             _complain(backend_remedy())
             raise typer.Exit(1) from error
@@ -72,7 +72,7 @@ def build_app() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from server.version import version_line
+        from server.system.version import version_line
 
         typer.echo(version_line())
         raise typer.Exit

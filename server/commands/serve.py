@@ -128,10 +128,10 @@ def _chosen_model() -> str | None:
 
 def start(config: ServerConfig) -> None:
     """Check what can be checked at once, then run the server until it is stopped."""
-    from server.descriptors import raise_descriptor_limit
     from server.memory.limits import check_address_space
     from server.model.device import prepare_device
     from server.serving.port import check_port
+    from server.system.descriptors import raise_descriptor_limit
 
     console = Console(stderr=True, soft_wrap=True)
     raise_descriptor_limit()

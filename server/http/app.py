@@ -18,9 +18,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from server.access.keys import AccessKeys
 from server.calibration.queue import CalibrationQueue
 from server.config import HTTPConfig, ServerConfig, user_data_dir
-from server.descriptors import raise_descriptor_limit
 from server.engine.interface import Engine
 from server.http.auth import check_admin, check_api_key, holds_key
 from server.http.callers import LOCAL_PAGES, CallerRules
@@ -58,8 +58,8 @@ from server.http.schemas.responses import ResponseBody
 from server.http.schemas.sessions import RestoreBody, SessionBody
 from server.http.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.http.wire import EXPOSED_HEADERS, WireMiddleware
-from server.keys import AccessKeys
 from server.model.prompts import PromptBuilder
+from server.system.descriptors import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
@@ -111,43 +111,11 @@ def create_app(
         calibration: jobs and artifacts; started and stopped with the application. None: no such routes (fp16).
     """
     access = keys or AccessKeys()
-    context = AppContext(
-        config=config,
-        engine=engine,
-        keys=access,
-        metrics=Metrics(engine),
-        prompts=PromptBuilder(lambda: engine.tokenizer),
-        calibration=calibration,
-        response_store=_response_store(config),
-    )
-
-    if config.http.page:
-        context = _with_page(context)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if calibration is not None:
-            calibration.start()
-        if context.live is not None:
-            context.live.start()
-        if context.warnings is not None:
-            logging.getLogger().addHandler(context.warnings)
-        try:
-            yield
-        finally:
-            if context.live is not None:
-                context.live.close()
-            if context.warnings is not None:
-                logging.getLogger().removeHandler(context.warnings)
-            if calibration is not None:
-                await calibration.stop()
-            context.prompts.close()
-            context.bodies.close()
-            if context.response_store is not None:
-                context.response_store.close()
-
+    context = _context(config, engine, access, calibration)
     # The framework's own pages of documentation load scripts from elsewhere.
-    app = FastAPI(title="vecinfer", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="vecinfer", lifespan=lambda app: _running(context), redirect_slashes=False, docs_url=None, redoc_url=None
+    )
     app.state.context = context
     routes = [(route, group) for group in ROUTES for route in group.router.routes if isinstance(route, APIRoute)]
     add_error_handlers(app, context.metrics, [route for route, _ in routes])
@@ -165,6 +133,48 @@ def create_app(
     _add_cors(app, config.http)
     app.add_middleware(WireMiddleware)
     return app
+
+
+def _context(
+    config: ServerConfig, engine: Engine, keys: AccessKeys, calibration: CalibrationQueue | None
+) -> AppContext:
+    """What all routes share."""
+    context = AppContext(
+        config=config,
+        engine=engine,
+        keys=keys,
+        metrics=Metrics(engine),
+        prompts=PromptBuilder(lambda: engine.tokenizer),
+        calibration=calibration,
+        response_store=_response_store(config),
+    )
+
+    return _with_page(context) if config.http.page else context
+
+
+@asynccontextmanager
+async def _running(context: AppContext) -> AsyncIterator[None]:
+    """What runs and is open as long as the application."""
+    calibration = context.calibration
+    if calibration is not None:
+        calibration.start()
+    if context.live is not None:
+        context.live.start()
+    if context.warnings is not None:
+        logging.getLogger().addHandler(context.warnings)
+    try:
+        yield
+    finally:
+        if context.live is not None:
+            context.live.close()
+        if context.warnings is not None:
+            logging.getLogger().removeHandler(context.warnings)
+        if calibration is not None:
+            await calibration.stop()
+        context.prompts.close()
+        context.bodies.close()
+        if context.response_store is not None:
+            context.response_store.close()
 
 
 def _with_page(context: AppContext) -> AppContext:

@@ -7,8 +7,8 @@ import hmac
 
 from starlette.requests import HTTPConnection
 
+from server.access.keys import ADMIN_KEY_FILE, AccessKeys
 from server.errors import AuthenticationError, PermissionDeniedError
-from server.keys import ADMIN_KEY_FILE, AccessKeys
 
 WHERE_IT_IS = (
     f"from http.admin_key_file or $VECINFER_ADMIN_KEY, else the file {ADMIN_KEY_FILE} in the server's data_dir; "

@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 
 from server.config import HTTPConfig
 from server.errors import PermissionDeniedError, UnsupportedMediaTypeError
-from server.loopback import listens_to_others
+from server.system.loopback import listens_to_others
 
 LOCAL_PAGES = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 # Names of private networks: nobody can register one, so no page of the internet has one.

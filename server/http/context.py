@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from fastapi import Request
 
+from server.access.keys import AccessKeys
 from server.calibration.queue import CalibrationQueue
 from server.config import ServerConfig
 from server.engine.interface import Engine
@@ -19,10 +20,9 @@ from server.http.page.live import LiveFeed
 from server.http.page.sessions import PageSessions
 from server.http.page.warning_log import WarningLog
 from server.http.response_store import ResponseStore, RunningResponse
-from server.keys import AccessKeys
 from server.model.fair_thread import FairThread
 from server.model.prompts import PromptBuilder
-from server.uptime import since_boot_s
+from server.system.uptime import since_boot_s
 
 RETRY_WHEN_LOADING_S = 5
 

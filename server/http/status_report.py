@@ -13,7 +13,7 @@ from server.engine.interface import EngineStatus, KVStatus
 from server.engine.prefix_cache import EVICTION_CAUSES, PrefixStats
 from server.http.context import AppContext
 from server.prefix_disk.disk import DiskStats
-from server.uptime import since_boot_s
+from server.system.uptime import since_boot_s
 
 PACKAGES = ("vecinfer-server", "mlx", "mlx-lm", "fastapi", "uvicorn")
 

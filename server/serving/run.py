@@ -13,6 +13,8 @@ from rich.console import Console
 
 from quant_core.artifact.store import ArtifactStore
 from quant_core.slices import Progress, mapped
+from server.access.keys import AccessKeys, check_open, server_keys
+from server.access.local_servers import announced
 from server.calibration.artifacts import CalibrationTarget
 from server.calibration.procedure import calibration_slices
 from server.calibration.queue import CalibrationQueue
@@ -22,8 +24,6 @@ from server.engine.loop import EngineLoop
 from server.engine.scheduler import Loaded
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
-from server.keys import AccessKeys, check_open, server_keys
-from server.local_servers import announced
 from server.memory.limits import is_out_of_memory
 from server.model.wheel import Report
 from server.serving.startup import StartedModel, check_settings, start_up

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from server.errors import ServerError
-from server.loopback import is_loopback
+from server.system.loopback import is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -55,9 +55,9 @@ def _admin_key(url: str, file: Path | None) -> str:
 
     A key found by itself goes to this machine only, and only to a server that is known to run.
     """
+    from server.access.keys import keys_in, load_keys
+    from server.access.local_servers import local_server
     from server.config import HTTPConfig, ServerConfig
-    from server.keys import keys_in, load_keys
-    from server.local_servers import local_server
 
     configured = load_keys(ServerConfig(http=HTTPConfig(admin_key_file=file))).admin
     if configured:

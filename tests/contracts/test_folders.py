@@ -17,11 +17,14 @@ ORDER = {
         "evaluation", "veloxquant",
     ),
     "server": (
-        "errors", "uptime", "loopback", "descriptors", "version", "installation", "config", "keys", "local_servers",
-        "terminal", "grammar", "output", "memory", "model", "prefix_disk", "engine", "calibration", "doctor", "http",
+        "errors", "system", "config", "access", "terminal", "grammar", "output", "memory",
+        "model", "prefix_disk", "engine", "calibration", "doctor", "http",
         "serving", "launchd", "measure", "commands", "cli",
     ),
 }  # fmt: skip
+# Files of a package's own, beside its folders.
+MAX_OWN_FILES = {"quant_core": 5, "server": 5}
+MAX_FUNCTION_LINES = 60
 Arrow = tuple[str, str]
 
 
@@ -77,6 +80,23 @@ def test_a_folder_imports_only_those_below_it(package: str) -> None:
 def test_the_order_names_every_folder(package: str) -> None:
     there = {Path(name).with_suffix("").parts[1] for name, _ in parsed(package)} - {"__init__"}
     assert there <= set(ORDER[package])
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_has_few_files_of_its_own(package: str) -> None:
+    own = [name for name, _ in parsed(package) if name.count("/") == 1 and not name.endswith("/__init__.py")]
+    assert len(own) <= MAX_OWN_FILES[package], own
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_no_function_is_long(package: str) -> None:
+    functions = [
+        (node.end_lineno - node.lineno + 1, f"{name}: {node.name}")
+        for name, tree in parsed(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    ]
+    assert [name for lines, name in functions if lines > MAX_FUNCTION_LINES] == []
 
 
 def test_the_checks_see_lazy_imports_and_circles() -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from server.access.keys import AccessKeys
 from server.config import HTTPConfig, ServerConfig
 from server.engine.request import FinishEvent
 from server.http.app import create_app, http_server
 from server.http.metrics import Metrics
-from server.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import eventually
 

@@ -24,7 +24,7 @@ from server.http.schemas.page import LoginBody
 from server.http.sse import SSE_HEADERS
 from server.http.status_report import status_report
 from server.memory.chips import CHIPS
-from server.version import version_line
+from server.system.version import version_line
 
 files = APIRouter(prefix="/page", include_in_schema=False)
 router = APIRouter(prefix="/admin")

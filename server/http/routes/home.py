@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from server.http.context import app_context
 from server.http.openapi import answers
 from server.http.page.files import page_file
-from server.version import package_version
+from server.system.version import package_version
 
 router = APIRouter()
 

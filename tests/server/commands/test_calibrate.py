@@ -22,12 +22,12 @@ from quant_core.artifact.store import ArtifactStore
 from quant_core.calibrate.report import EvaluationReport, GateError
 from quant_core.slices import Progress
 from server import cli
+from server.access.keys import AccessKeys
 from server.calibration.options import JobOptions
 from server.calibration.text_file import read_text_files
 from server.config import HTTPConfig, ServerConfig
 from server.errors import ConfigError
 from server.http.app import create_app, http_server
-from server.keys import AccessKeys
 from tests.helpers.fake_artifacts import FakeArtifacts, FakeCodec, calibration_queue
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model

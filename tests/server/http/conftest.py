@@ -12,10 +12,10 @@ import httpx
 import pytest
 from uvicorn import Server
 
+from server.access.keys import AccessKeys
 from server.config import HTTPConfig, ServerConfig
 from server.engine.interface import Engine
 from server.http.app import create_app, http_server
-from server.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 
 USER = [{"role": "user", "content": "What is the capital of France?"}]

@@ -12,10 +12,10 @@ import httpx
 
 from quant_core.cache.packed_store import PackedStore, plan_memory
 from quant_core.proof.random_codec import random_codec
+from server.access.keys import AccessKeys
 from server.config import EngineConfig, HTTPConfig, PrefixCacheConfig, ServerConfig
 from server.engine.loop import EngineLoop, Loaded
 from server.http.app import create_app, http_server
-from server.keys import AccessKeys
 from server.prefix_disk.disk import PrefixDisk
 from tests.helpers.tiny_models import build_tiny_model, tiny_tokenizer
 from tests.server.http.conftest import ADMIN, AS_ADMIN, eventually, running

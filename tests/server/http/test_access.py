@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import AccessKeys
+from server.access.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import USER, in_process
 

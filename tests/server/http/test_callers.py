@@ -8,7 +8,7 @@ import socket
 import httpx
 import pytest
 
-from server.keys import AccessKeys
+from server.access.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import AS_ADMIN, USER, in_process
 

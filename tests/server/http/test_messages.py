@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.access.keys import AccessKeys
 from server.http.generation_spec import ResponseFormat
 from server.http.schemas.base import ParsedBody, parse_body
 from server.http.schemas.messages import MessagesBody
-from server.keys import AccessKeys
 from server.model.conversation import Conversation, Thinking, ToolChoice
 from server.output.deltas import Delta, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart
 from tests.helpers.fake_engine import FakeEngine

@@ -9,9 +9,9 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from server.access.keys import AccessKeys
 from server.config import ServerConfig
 from server.http.app import create_app
-from server.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import TEXT
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import AccessKeys
+from server.access.keys import AccessKeys
 from tests.server.http.prefix_server import prefix_server
 
 KEYS = AccessKeys(api=("sk-ann", "sk-bob"))

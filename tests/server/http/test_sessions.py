@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import AccessKeys
+from server.access.keys import AccessKeys
 from server.prefix_disk.session_file import SavedSession, SessionFolder
 from tests.server.http.conftest import ADMIN_KEY, eventually
 from tests.server.http.prefix_server import asked, num_cached, prefix_server

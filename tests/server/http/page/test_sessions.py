@@ -6,10 +6,10 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from server.access.keys import AccessKeys
 from server.config import HTTPConfig, ServerConfig
 from server.http.app import create_app
 from server.http.page.sessions import IDLE_LIFETIME_S, LINK_LIFETIME_S, MAX_SESSIONS, PageSessions
-from server.keys import AccessKeys
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import ADMIN, ADMIN_KEY, AS_ADMIN, in_process
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.config import ServerConfig, environment_key, user_data_dir
 from server.errors import ConfigError
-from server.loopback import listens_to_others
+from server.system.loopback import listens_to_others
 
 log = logging.getLogger(__name__)
 

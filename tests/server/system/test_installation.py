@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from server import installation, version
-from server.installation import backend_remedy, install_command
+from server.system import installation, version
+from server.system.installation import backend_remedy, install_command
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from server.access.keys import AccessKeys, check_open, keys_in, load_keys, server_keys
 from server.config import HTTPConfig, ServerConfig
 from server.errors import ConfigError
-from server.keys import AccessKeys, check_open, keys_in, load_keys, server_keys
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from server.http.status_report import status_report
-from server.uptime import since_boot_s
+from server.system.uptime import since_boot_s
 from tests.helpers.fake_engine import FakeEngine
 from tests.server.http.conftest import in_process
 

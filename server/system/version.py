@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = "vecinfer-server"
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 # Written into wheel and source distribution by deploy/build_commands.py.
-_COMMIT_FILE = Path(__file__).with_name("commit.txt")
+_COMMIT_FILE = _ROOT / "server" / "commit.txt"
 
 
 def package_version() -> str:

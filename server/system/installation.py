@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from server.version import PACKAGE
+from server.system.version import PACKAGE
 
 
 def backend_remedy() -> str:

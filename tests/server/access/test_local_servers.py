@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from server.access.local_servers import LocalServer, announced, local_server
 from server.config import ServerConfig
-from server.local_servers import LocalServer, announced, local_server
 
 
 @pytest.fixture
