@@ -68,6 +68,7 @@ def test_the_wheel_holds_the_program_and_nothing_else(built: Path) -> None:
     }
     assert wanted <= set(names)
     assert about["Name"] == "vecinfer-server" and about["License-Expression"] == "Apache-2.0"
+    assert f"{information}/licenses/LICENSE" in names
     assert about["Requires-Python"] == ">=3.11" and "packed" in about["Summary"]
     assert entries.strip().splitlines()[1] == "vecinfer = server.cli:main"
     if (ROOT / ".git").exists() and shutil.which("git"):
