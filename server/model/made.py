@@ -11,6 +11,9 @@ from pathlib import Path
 
 from server.model.weight_files import record_checksums
 
+# Under the data directory: where such models are kept.
+MODELS_FOLDER = "models"
+
 
 def made_once(folder: Path, make: Callable[[Path], None], wheels: Sequence[Path]) -> Path:
     """`folder`, made on first use.
@@ -39,6 +42,16 @@ def made_once(folder: Path, make: Callable[[Path], None], wheels: Sequence[Path]
     return folder
 
 
+def clear_leftovers(data_dir: Path) -> None:
+    """Remove what killed processes left half-made among such models, unless one is being made now."""
+    models = data_dir / MODELS_FOLDER
+    left = [path for path in models.glob(".*") if path.is_dir()]
+    if left:
+        with contextlib.suppress(OSError), _locked(models / ".lock", wait=False):
+            for scratch in left:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _remove(scratch: Path, wheels: Sequence[Path]) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     for wheel in wheels:
@@ -46,8 +59,8 @@ def _remove(scratch: Path, wheels: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system releases the lock of one that dies."""
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time; the system releases the lock of one that dies. Held, and not to wait: OSError."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
