@@ -32,7 +32,7 @@ function drawHead(parent, data) {
       el("div", { class: "soft" }, `up ${duration(data.uptime_s)}`)),
     el("section", { class: "card", "aria-label": "Packing" }, el("h2", {}, "Conversations are held"), el("div", { class: "big", id: "packing" }, state), el("div", { class: "soft break" }, [bits, packing.detail].filter(Boolean).join(" · "))),
     el("section", { class: "card", "aria-label": "Memory" }, el("h2", {}, "Memory"), el("table", {}, el("tbody", {},
-      [["weights", data.memory?.weights_bytes], ["conversations, in use", kv?.held_bytes], ["conversations, all", kv?.budget_bytes], ["codec tables", kv?.table_bytes], ["process", data.memory?.process_bytes], ["disk tier", data.memory?.disk_bytes]]
+      [["weights", data.memory?.weights_bytes], ["conversations, in use", kv?.held_bytes], ["conversations, all", kv?.budget_bytes], ["codec tables", kv?.table_bytes], ["process", data.memory?.process_bytes], ["prefixes on disk", data.prefix_cache?.disk?.bytes], ["prefixes on disk, at most", data.prefix_cache?.disk?.max_bytes]]
         .filter(([, size]) => size !== undefined && size !== null)
         .map(([name, size]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "number" }, bytes(size))))))),
     el("section", { class: "card", "aria-label": "Requests" }, el("h2", {}, "Requests"), el("div", { class: "big" }, `${data.requests.running} running`), el("div", { class: "soft" }, `${data.requests.waiting} waiting`),

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, FilePayload, Page
 
 from tests.faults.process import ServerProcess, server_process
 from tests.server.http.page.browsing import Seen, log_in, open_view, tab, until
@@ -19,7 +19,10 @@ from tests.server.http.page.browsing import Seen, log_in, open_view, tab, until
 PACKED: dict[str, dict[str, Any]] = {
     "kv_cache": {"method": "vecinfer", "pool_bytes": 64_000_000},
     "calibration": {"num_samples": 4, "sample_len": 256, "max_kl": 100.0},
+    "prefix_cache": {"disk_bytes": 50_000_000},
 }
+
+WORDS = b"a word and another, and then a third one. " * 20_000
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,7 @@ def test_a_conversation_is_seen_fills_the_pool_and_is_cancelled(browser: Browser
     with tab(browser, seen) as page:
         log_in(page, server.url, server.admin_key)
         wait_until_packed(page)
+        assert "prefixes on disk, at most" in page.inner_text("section[aria-label=Memory]")
         before = float(page.get_attribute("#pool", "data-used") or 0)
         talking = Talking(server)
         cancel = page.get_by_role("button", name="Cancel")
@@ -124,6 +128,9 @@ def test_a_calibration_is_cancelled(browser: Browser, server: ServerProcess) -> 
         open_view(page, "Codecs")
         page.get_by_label("Samples", exact=True).fill("64")
         page.get_by_label("Tokens of a sample").fill("1024")
+        # What the file is called is never markup.
+        text: FilePayload = {"name": "<img src=x onerror=alert(1)>.txt", "mimeType": "text/plain", "buffer": WORDS}
+        page.set_input_files("input[type=file]", files=[text])
         page.get_by_role("button", name="Calibrate", exact=True).click()
         page.get_by_role("button", name="Cancel calibration").click()
         page.wait_for_selector("[data-state=cancelled]")
