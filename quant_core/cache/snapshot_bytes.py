@@ -158,11 +158,13 @@ def _is_state_of(cache: Any, state: Any, num_tokens: int) -> bool:
         )
     if getattr(cache, "keys", None) is None:
         return _looks_like(cache.state, state, num_tokens, grows=False)
-    if not _looks_like(cache.state, state, num_tokens, grows=True):
+    if not _looks_like(cache.state, state, num_tokens, grows=True) or state[0].shape[2] != state[1].shape[2]:
         return False
     max_size = getattr(cache, "max_size", None)
-    if max_size is not None and state[3:5] != list(cache.state[3:5]):
-        return False
+    if max_size is not None:
+        index = state[5]
+        if state[3:5] != list(cache.state[3:5]) or type(index) is not int or index > state[0].shape[2]:
+            return False
     return bool(state[2] == num_tokens and state[0].shape[2] >= min(num_tokens, max_size or num_tokens))
 
 

@@ -110,8 +110,11 @@ def read_info(file: BinaryIO) -> SessionInfo:
     try:
         info = SessionInfo.model_validate_json(file.read(header_len))
     except ValidationError as error:
-        wrong = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "form"
-        raise SessionFileError(f"the file is damaged: its header has a wrong {wrong}") from error
+        # A name that the file brings may be anything: only ours are told.
+        wrong = [
+            str(name) for name in error.errors(include_url=False)[0]["loc"][:1] if name in SessionInfo.model_fields
+        ]
+        raise SessionFileError(f"the file is damaged: its header has a wrong {(wrong or ['form'])[0]}") from error
     if info.num_pages and not info.page_bytes:
         raise SessionFileError("the file is damaged: pages without bytes")
     size = os.fstat(file.fileno()).st_size

@@ -266,7 +266,7 @@ def test_an_answer_that_cannot_be_read_ends_alone(model: Any, tokenizer: Any) ->
         expected = ask(loop, request("a", prompt(20), 30)).tokens()
         other = loop.stream(request("b", prompt(20), 30))
         error = read(iter(loop.stream(request("c", prompt(20), 30, n=2, output=OutputSpec(Broken()))))).events[-1]
-        assert isinstance(error, ErrorEvent) and "ZeroDivisionError" in error.message
+        assert isinstance(error, ErrorEvent) and "under c" in error.message and "ZeroDivision" not in error.message
         assert read(iter(other)).tokens() == expected
         assert loop.status().counters.get("failed_steps", 0) == 0
 

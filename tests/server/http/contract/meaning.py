@@ -36,6 +36,13 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     return case
 
 
+def _few(value: Any) -> Any:
+    """The first of each list, at any depth: of messages, and of the parts that each has."""
+    if isinstance(value, list):
+        return [_few(one) for one in value[:FEW]]
+    return {name: _few(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
 def sensible(path: str, body: Json) -> Json:
     """The body with names, ids and grammars that exist."""
     body = dict(body)
@@ -45,7 +52,7 @@ def sensible(path: str, body: Json) -> Json:
     for field in ("messages", "input", "tools", "functions"):
         if isinstance(body.get(field), list):
             # How much fits is the model's.
-            body[field] = body[field][:FEW]
+            body[field] = _few(body[field])
     _limit(path, body)
     _name_tools(path, body)
     _hold(body)
