@@ -290,11 +290,12 @@ class PrefixDisk:
         self._offered.clear()
 
     def _sweep(self) -> None:
-        """Delete what a killed process wrote and did not list."""
+        """Delete what a killed process wrote and did not list, and what is beyond the budget of today."""
         listed = self.catalogue.object_names()
         for name in self.files.names():
             if name not in listed:
                 self.files.delete(name)
+        self._keep_budget(b"")
 
 
 def _opened(path: Path) -> Catalogue:
