@@ -16,7 +16,8 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.backends.base import KernelBackend
-from quant_core.cache.packed_store import PackedStore, page_layout, plan_memory, ring_bytes
+from quant_core.cache.memory_plan import page_layout, plan_memory, ring_bytes
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.side_by_side import reads_side_by_side
 from quant_core.calibrate.layers import LayerSurvey, survey_layers

@@ -124,6 +124,7 @@ class PrefixCache:
         if found is not None:
             self._num_hits += 1
             self._num_saved_tokens += found.length
+            self.note(name, space, prompt[: found.length])
             node, _ = self._longest(space, prompt[:-1])
             if node is not None:
                 node.last_used, node.num_uses = self._clock, node.num_uses + 1

@@ -14,7 +14,8 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
-from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, ring_bytes
+from quant_core.cache.memory_plan import MemoryPlan, page_layout, ring_bytes
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.pool import Pool
 from quant_core.cache.row import Row
 from quant_core.cache.vq_cache import BatchVQCache

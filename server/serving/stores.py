@@ -7,7 +7,8 @@ from collections.abc import Generator
 from typing import Any
 
 from quant_core.cache.costs import cache_costs, other_costs, row_cost
-from quant_core.cache.packed_store import MemoryPlan, PackedStore, page_layout, plan_memory, ring_bytes
+from quant_core.cache.memory_plan import MemoryPlan, page_layout, plan_memory, ring_bytes
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.plain_store import PlainStore
 from quant_core.calibrate.collect import SAMPLE_BUDGET_BYTES
 from quant_core.codec.codec import ModelCodec

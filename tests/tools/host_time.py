@@ -19,7 +19,8 @@ from mlx_lm.models.cache import KVCache
 from quant_core.backends.choose import CompositeBackend
 from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.tensor_core import AttentionMma
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.proof.random_codec import random_codec
 

@@ -20,7 +20,8 @@ import numpy as np
 from quant_core.backends.choose import choose_backend
 from quant_core.backends.gpu import DeviceBackend
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.codec.arrays import PagedCodes
 from quant_core.codec.spec import WindowSpec
 from quant_core.proof.random_codec import random_codec

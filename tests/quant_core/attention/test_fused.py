@@ -8,7 +8,8 @@ import pytest
 
 from quant_core.attention.fused import COLUMN_STEP, FINE_COLUMN_STEP, MAX_COLUMNS, plan_bands, vectors_in
 from quant_core.backends.reference import ReferenceBackend
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec import space as code_space
 from quant_core.codec.arrays import ChunkSpans

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.codec.arrays import RingArrays
 from quant_core.codec.codec import ModelCodec

@@ -15,7 +15,8 @@ from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.models import llama
 from mlx_lm.models.cache import trim_prompt_cache
 
-from quant_core.cache.packed_store import PackedStore, build_caches, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore, build_caches
 from quant_core.cache.pool import Pool
 from quant_core.cache.row_file import load_row, save_row
 from quant_core.cache.vq_cache import BatchVQCache, VQCache

@@ -10,7 +10,8 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
 from quant_core.cache.costs import RowCost, cache_costs, other_costs, row_cost
-from quant_core.cache.packed_store import PackedStore, page_layout, plan_memory, ring_bytes
+from quant_core.cache.memory_plan import page_layout, plan_memory, ring_bytes
+from quant_core.cache.packed_store import PackedStore
 from quant_core.calibrate.layers import packable_layers
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import VQSpec, WindowSpec

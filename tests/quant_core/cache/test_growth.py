@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.pool import Pool
 from quant_core.proof.random_codec import random_codec

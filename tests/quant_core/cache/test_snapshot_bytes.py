@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant_core.cache import snapshot_bytes
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.snapshot_bytes import StoredArray, loaded, pack_tree, unpack_tree
 from quant_core.cache.store import KVStore

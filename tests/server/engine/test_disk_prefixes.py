@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from quant_core.cache import snapshot_bytes
-from quant_core.cache.packed_store import PackedStore, plan_memory
+from quant_core.cache.memory_plan import plan_memory
+from quant_core.cache.packed_store import PackedStore
 from quant_core.cache.plain_store import PlainStore
 from quant_core.cache.store import KVStore
 from server.engine import disk_prefixes

@@ -76,6 +76,12 @@ def test_a_session_is_saved_by_an_answer_s_id_and_restored_after_a_clearing(clie
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
 
 
+def test_an_answer_whose_prompt_was_cached_and_that_is_short_names_its_conversation_too(client: httpx.Client) -> None:
+    first, second = (asked(client, HEAD, max_tokens=2) for _ in range(2))
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] - 1
+    assert saved(client, response_id=second["id"])["tokens"] == first["usage"]["prompt_tokens"] - 1
+
+
 def test_an_answer_that_is_long_enough_is_part_of_the_session(client: httpx.Client) -> None:
     first = asked(client, HEAD, max_tokens=40)
     assert saved(client, response_id=first["id"])["tokens"] == first["usage"]["total_tokens"]

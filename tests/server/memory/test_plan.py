@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from quant_core.cache.costs import other_costs
-from quant_core.cache.packed_store import page_layout, ring_bytes
+from quant_core.cache.memory_plan import page_layout, ring_bytes
 from quant_core.cache.plain_store import PlainStore
 from quant_core.calibrate.layers import survey_layers
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
