@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -70,7 +71,11 @@ class RotaryRecord(_Record):
     @classmethod
     def _are_frequencies(cls, frequencies: list[str]) -> list[str]:
         for frequency in frequencies:
-            if not abs(float.fromhex(frequency)) < float("inf"):
+            try:
+                is_finite = math.isfinite(float.fromhex(frequency))
+            except OverflowError:
+                is_finite = False
+            if not is_finite:
                 raise ValueError(f"{frequency} is no frequency")
         return frequencies
 

@@ -33,10 +33,12 @@ WEIGHT = 0.5
 LEAST_PART = 0.1
 # Steps that are remembered; the last of them tell a token's time. Two are compared if one read so much more.
 MAX_STEPS, LAST_STEPS = 12, 3
-DIFFERENT = 1.5
+DIFFERENT = 4
 MIN_SLOPES = 3
-# While rows decode a step is at most so much larger than those that were measured.
-GROWTH = 3
+# While rows decode a step is at most so much larger than one that lasted no longer than it may, and lasts at most so
+# many targets where the fixed part leaves no room.
+GROWTH = 1.5
+LONGEST = 2
 
 
 class PrefillBudget:
@@ -62,18 +64,20 @@ class PrefillBudget:
         self._steps: deque[tuple[int, float]] = deque(maxlen=MAX_STEPS)
 
     def tokens(self, *, decoding: bool) -> int:
-        """The budget of the next step: what fits the target, but so many that the fixed part is no more than half.
+        """The budget of the next step: what fits the target, and more if the fixed part would be over half of it.
 
-        A smaller step would hardly be shorter, and there would be many more of them.
+        A smaller step would hardly be shorter then, and there would be many more of them. While rows decode nothing is
+        taken on trust: a wrong fixed part makes a token look cheap, so a step grows only from one that kept within.
         """
         if self._token_s is None:
             return self._first_tokens if decoding else self.max_tokens
-        left = READ_STEP_S
+        left = max(self._target_s - self._decode_s, LEAST_SHARE * self._target_s) if decoding else READ_STEP_S
+        if self._fixed_s > left / 2:
+            left = min(2 * self._fixed_s, LONGEST * left)
+        wanted = max(left - self._fixed_s, 0.0) / self._token_s
         if decoding:
-            left = max(self._target_s - self._decode_s, LEAST_SHARE * self._target_s)
-        wanted = max(left - self._fixed_s, self._fixed_s) / self._token_s
-        if decoding:
-            wanted = min(wanted, GROWTH * max(n for n, _ in self._steps))
+            proven = [n for n, s in self._steps if s <= left] or [min(n for n, _ in self._steps)]
+            wanted = min(wanted, GROWTH * max(proven))
         wanted = int(wanted) // GRAIN * GRAIN
         return max(min(MIN_TOKENS, self.max_tokens), min(wanted, self.max_tokens))
 
@@ -93,7 +97,7 @@ class PrefillBudget:
         if len(slopes) >= MIN_SLOPES:
             # Theil-Sen: the median of the slopes through two steps each.
             slope = max(0.0, median(slopes))
-            self._fixed_s = max(0.0, median(s - slope * n for n, s in self._steps))
+            self._fixed_s = max(0.0, min(median(s - slope * n for n, s in self._steps), *(s for _, s in self._steps)))
         recent = list(self._steps)[-LAST_STEPS:]
         large = [(n, s) for n, s in recent if 2 * n >= max(n for n, _ in recent)]
         self._token_s = median(max(s - self._fixed_s, LEAST_PART * s) / n for n, s in large)

@@ -78,6 +78,15 @@ def test_a_flipped_bit_in_a_manifest_of_version_0_1_gives_a_clean_error_or_a_man
     assert num_refused > NUM_FLIPS // 2
 
 
+@pytest.mark.parametrize("frequency", ["0x1.0p+2000", "0x1.0p+99999999999999999999", "inf", "nan", "0x", "1,5"])
+def test_what_is_no_frequency_is_refused(stored: Path, frequency: str) -> None:
+    data = json.loads(stored.read_text())
+    del data["checksums"]["manifest.json"]
+    data["layers"]["0"]["rotary"]["inv_freq"][3] = frequency
+    with pytest.raises(ArtifactError, match="inv_freq"):
+        Manifest.from_json(json.dumps(data), "here")
+
+
 def test_a_flipped_bit_never_loads_as_another_codec(stored: Path) -> None:
     earlier = json.loads(stored.read_text())
     del earlier["checksums"]["manifest.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -91,14 +92,32 @@ def test_a_step_that_costs_the_same_whatever_it_reads_reads_much() -> None:
 
 def test_a_fixed_part_beyond_the_target_is_not_paid_for_a_few_tokens() -> None:
     tokens = _run_with_ends(_budget(), 100e-6, 0.2, decode_s=0.01)
-    assert tokens == pytest.approx(2000, rel=0.1)
+    assert 0.2 + tokens * 100e-6 == pytest.approx(2 * (TARGET_S - 0.01), rel=0.1)
 
 
-def test_what_compiles_at_first_is_forgotten_within_a_few_steps() -> None:
+@pytest.mark.parametrize("seed", range(40))
+def test_noise_on_a_slow_device_is_not_taken_for_a_fixed_part(seed: int) -> None:
+    # This project's CPU: 8 ms a token, three times that at the end of a long prompt, shorter chunks where prompts end.
+    # Slopes through sizes half as large again as another gave .6 s of fixed part, and steps of up to 2.5 s.
+    noise, budget = random.Random(seed), PrefillBudget(512, 64, 0.8)
+    longest, num_read = 0.0, 0
+    for _ in range(8):
+        budget.took(0.11 * noise.uniform(0.85, 1.25), 0, decoding=True)
+    while num_read < 12_000:
+        tokens = budget.tokens(decoding=True)
+        if noise.random() < 0.25:
+            tokens = max(8, int(tokens * noise.choice([0.3, 0.5, 0.7])))
+        step_s = 0.16 + tokens * 0.0085 * (1 + 2 * num_read / 12_000)
+        budget.took(step_s * (noise.uniform(0.9, 1.15) if noise.random() < 0.9 else 1.5), tokens, decoding=True)
+        longest, num_read = max(longest, step_s), num_read + tokens
+    assert longest < 1.3
+
+
+def test_what_compiles_at_first_is_forgotten_within_two_seconds_of_reading() -> None:
     budget = _budget()
     for tokens in (128, 32, 64):
         budget.took(9.0, tokens, decoding=False)
-    assert _run_with_ends(budget, 20e-6, 0.06, decode_s=0.018, steps=8) > 2000
+    assert _run_with_ends(budget, 20e-6, 0.06, decode_s=0.018, steps=16) > 2000
 
 
 def test_configured_numbers_win(model: Any) -> None:

@@ -50,9 +50,18 @@ function watch(view, id) {
   view.following.add(id);
   follow(`/admin/calibrations/${encodeURIComponent(id)}/events`, view.signal, (event, job) => {
     const shown = view.jobs.querySelector(`[data-job="${CSS.escape(id)}"]`);
-    shown?.replaceWith(jobRow(view, job));
+    if (shown) redraw(shown, jobRow(view, job));
     if (job.ended_at) { view.following.delete(id); settle(view, id).catch(complain); }
   });
+}
+
+// What is pressed stays the same element while a job runs: a button that is replaced between press and release is not pressed.
+function redraw(shown, row) {
+  const keeps = shown.querySelector("button.danger") && row.querySelector("button.danger");
+  if (!keeps) return shown.replaceWith(row);
+  shown.dataset.state = row.dataset.state;
+  shown.querySelector("p").replaceWith(row.querySelector("p"));
+  shown.querySelector("progress").value = row.querySelector("progress").value;
 }
 
 // A stored codec is taken into use after its job's last event.
