@@ -12,20 +12,24 @@ from mlx_lm.models.cache import make_prompt_cache
 from numpy.typing import NDArray
 
 from quant_core.backends.base import KernelBackend
+from quant_core.backends.choose import choose_backend
 from quant_core.cache.packed_store import build_caches
-from quant_core.calibrate.report import MAX_SPANS, EvaluationReport, TextReport
-from quant_core.codec.codec import ModelCodec
+from quant_core.calibrate.layer_loss import LayerLoss, TappedCache, layer_loss, tap
+from quant_core.calibrate.report import MAX_SPANS, EvaluationReport, LayerReport, TextReport
+from quant_core.codec.codec import LayerCodec, ModelCodec
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
 from quant_core.errors import CodecError
 from quant_core.losses import PositionLosses, joined, log_probs, position_losses, summarise
+from quant_core.slices import always, mapped
 
 
 @dataclass(frozen=True, eq=False)
 class WindowLoss:
-    """One window's losses per position, and the bytes its packed layers held at the end."""
+    """One window's losses per position, the bytes its packed layers held at the end, and each layer's own errors."""
 
     losses: PositionLosses
     held_bytes: int
+    layers: dict[int, LayerLoss]
 
 
 def evaluate(
@@ -65,9 +69,13 @@ def window_loss(
     model: Any, codec: ModelCodec, tokens: Sequence[int], slice_tokens: int, backend: KernelBackend | None, done: int
 ) -> Generator[int, None, WindowLoss]:
     """One window through both caches in chunks of `slice_tokens`."""
+    backend = backend or choose_backend("auto")
     exact, packed = make_prompt_cache(model), build_caches(model, codec, backend)
     parts: list[PositionLosses] = []
+    taps: dict[int, TappedCache] = {}
     for start in range(0, len(tokens), slice_tokens):
+        if start + slice_tokens >= len(tokens):
+            taps = tap(exact, codec.layers)
         chunk = mx.array([list(tokens[start : start + slice_tokens])])
         following = mx.array(list(tokens[start + 1 : start + 1 + chunk.shape[1]]))
         p = log_probs(model(chunk, cache=exact)[0])
@@ -75,7 +83,13 @@ def window_loss(
         yield done + start
         parts.append(position_losses(p, log_probs(model(chunk, cache=packed)[0]), following))
         yield done + min(len(tokens), start + slice_tokens)
-    return WindowLoss(joined(parts), sum(int(packed[i].nbytes) for i in codec.layers))
+    held_bytes, layers = sum(int(packed[i].nbytes) for i in codec.layers), dict[int, LayerLoss]()
+    exact.clear()
+    del packed
+    for index in list(taps):
+        work = layer_loss(taps.pop(index), codec.layers[index], codec.window, backend)
+        layers[index] = yield from mapped(work, always(done + len(tokens)))
+    return WindowLoss(joined(parts), held_bytes, layers)
 
 
 def _report(codec: ModelCodec, losses: list[WindowLoss], first: int, num_layers: int) -> EvaluationReport:
@@ -98,7 +112,16 @@ def _report(codec: ModelCodec, losses: list[WindowLoss], first: int, num_layers:
         num_layers=num_layers,
         per_text=tuple(TextReport(w.kl_mean, w.ppl_change, w.top1, w.num_tokens) for w in by_window),
         kl_by_position=kl_by_position([x.losses.kl for x in losses], first),
+        per_layer=tuple(_layer_report(i, c, losses) for i, c in sorted(codec.layers.items())),
     )
+
+
+def _layer_report(index: int, codec: LayerCodec, losses: list[WindowLoss]) -> LayerReport:
+    whole = sum((x.layers[index] for x in losses), LayerLoss())
+    found = [part.relative for part in (whole.keys, whole.values, whole.output)]
+    if not np.isfinite(found).all():
+        raise CodecError(f"layer {index}: keys, values or attention overflow on the held-out text")
+    return LayerReport(index, codec.keys.spec.bits_per_channel, codec.values.spec.bits_per_channel, *found)
 
 
 def kl_by_position(windows: Sequence[NDArray[np.floating[Any]]], first: int) -> tuple[tuple[int, float], ...]:

@@ -19,6 +19,25 @@ class TextReport:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class LayerReport:
+    """What the codec leaves of one packed layer, measured with the exact model's keys, values and queries.
+
+    Attributes:
+        layer: index into the model's layers.
+        key_bits, value_bits: of code per channel.
+        key_error, value_error: sqrt(sum |x - x^|^2 / sum |x - mean|^2) over coded positions; x^ is what the codes say.
+        output_error: sqrt(sum |o - o^|^2 / sum |o|^2) of attention's output o at the end of each window.
+    """
+
+    layer: int
+    key_bits: float
+    value_bits: float
+    key_error: float
+    value_error: float
+    output_error: float
+
+
 MAX_SPANS = 64
 
 
@@ -37,6 +56,7 @@ class EvaluationReport:
         transforms: how many layers' keys and values got which transform.
         per_text: one entry per window.
         kl_by_position: (first position, mean KL) of consecutive spans of equal length, at most MAX_SPANS.
+        per_layer: one entry per packed layer.
     """
 
     kl_mean: float
@@ -51,6 +71,7 @@ class EvaluationReport:
     transforms: dict[str, int] = field(default_factory=dict)
     per_text: tuple[TextReport, ...] = ()
     kl_by_position: tuple[tuple[int, float], ...] = ()
+    per_layer: tuple[LayerReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""

@@ -251,6 +251,13 @@ def render(report: dict[str, Any]) -> Table:
     table.add_row("KL", f"{report['kl_mean']:.4f} nats a token, 99th percentile {report['kl_p99']:.3f}")
     table.add_row("perplexity", f"{report['ppl_change']:+.2%}")
     table.add_row("same best token", f"{report['top1']:.1%}")
+    layers = report.get("per_layer", ())
+    if layers:
+        worst = max(layers, key=lambda one: one["output_error"])
+        least = min(one["output_error"] for one in layers)
+        table.add_row(
+            "attention by layer", f"error {least:.1%} to {worst['output_error']:.1%}, largest in layer {worst['layer']}"
+        )
     texts = report.get("per_text", ())
     table.add_row("measured on", f"{report['num_tokens']:,} tokens of {len(texts)} windows it was not fitted on")
     if len(texts) > 1:

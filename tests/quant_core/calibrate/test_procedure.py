@@ -83,6 +83,8 @@ def test_every_family_gets_a_codec_that_runs(family: str) -> None:
     result = calibrated(build_tiny_model(family))
     assert 0 < result.report.kl_mean < 1
     assert result.report.num_layers_packed == len(result.codec.layers) > 0
+    assert [one.layer for one in result.report.per_layer] == sorted(result.codec.layers)
+    assert all(0 < one.output_error < 1 for one in result.report.per_layer)
 
 
 @pytest.mark.parametrize(

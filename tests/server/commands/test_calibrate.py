@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from quant_core.artifact.store import ArtifactStore
-from quant_core.calibrate.report import EvaluationReport, GateError
+from quant_core.calibrate.report import EvaluationReport, GateError, LayerReport
 from quant_core.slices import Progress
 from server import cli
 from server.access.keys import AccessKeys
@@ -33,7 +33,10 @@ from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.tiny_models import tiny_tokenizer, write_tiny_model
 from tests.server.http.conftest import ADMIN, ADMIN_KEY, eventually
 
-REPORT = EvaluationReport(0.0212, 0.31, 0.025, 0.941, 2.0, 2.9, 1234, 30, 30, {"keys learned": 30})
+LAYERS = (LayerReport(0, 2.0, 2.0, 0.3, 0.2, 0.031), LayerReport(7, 2.0, 2.0, 0.3, 0.2, 0.12))
+REPORT = EvaluationReport(
+    0.0212, 0.31, 0.025, 0.941, 2.0, 2.9, 1234, 30, 30, {"keys learned": 30}, per_layer=LAYERS
+)  # fmt: skip
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
 
@@ -143,7 +146,8 @@ def test_a_job_is_followed_to_its_report_and_activated(tmp_path: Path) -> None:
     assert (options.key_bits, options.value_bits, options.seed, options.num_samples) == (4, 2, 5, 8)
     assert (options.sample_len, options.transform, options.builtin) == (256, "learned", False)
     assert options.texts[0] == "more" and len(options.texts) == 2
-    for words in ("0.0212 nats", "+2.50%", "94.1%", "30 of 30 packed", "2.00 of codes; 2.90 held"):
+    layers = "error 3.1% to 12.0%, largest in layer 7"
+    for words in ("0.0212 nats", "+2.50%", "94.1%", "30 of 30 packed", "2.00 of codes; 2.90 held", layers):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1] == "stored as art-new, active"
     assert "layer 3 of 30 (60%)" in result.stderr

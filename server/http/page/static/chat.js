@@ -1,23 +1,29 @@
-// A chat over /v1/chat/completions: streamed, stopped, asked again. It lives in this tab only.
+// A chat over /v1/chat/completions: streamed, stopped, asked again. It lives in this tab only, and goes on while
+// another view is looked at.
 import { events, send } from "./api.js";
-import { el, field, number, show } from "./dom.js";
+import { el, field, number, show, update } from "./dom.js";
 import { calm, complain } from "./notice.js";
 import { markdown } from "./markdown.js";
 
-const state = { messages: [], system: "", temperature: "", top_p: "", max_tokens: "", stopping: null };
+const state = { messages: [], system: "", temperature: "", top_p: "", max_tokens: "", stopping: null, view: null };
 
-export async function open(main, signal) {
+export async function open(main) {
+  state.view ??= make();
+  show(main, el("h1", {}, "Chat"), ...state.view.parts);
+  state.view.log.lastElementChild?.scrollIntoView({ block: "end" });
+  state.view.text.focus();
+}
+
+function make() {
   const log = el("div", { role: "log", "aria-label": "Conversation", "aria-live": "off" });
   const text = el("textarea", { rows: 3, placeholder: "Ask something", "aria-label": "Your message" });
-  const buttons = {
-    send: el("button", { type: "submit" }, "Send"), stop: el("button", { type: "button", class: "danger", disabled: true }, "Stop"),
-    again: el("button", { type: "button", class: "quiet" }, "Regenerate"), fresh: el("button", { type: "button", class: "quiet" }, "New chat"),
+  const button = (label, css, onclick) => el("button", { type: onclick ? "button" : "submit", class: css, onclick }, label);
+  const view = { log, text };
+  view.buttons = {
+    send: button("Send", null, null), stop: button("Stop", "danger", () => state.stopping?.abort()),
+    again: button("Regenerate", "quiet", () => regenerate(view)), fresh: button("New chat", "quiet", () => forget(view)),
   };
-  const composer = el("form", { class: "composer" }, text, el("div", { class: "buttons" }, Object.values(buttons)));
-  show(main, el("h1", {}, "Chat"), parameters(), log, composer);
-  const view = { log, buttons, text };
-  state.messages.forEach((message) => log.append(bubble(message)));
-  setBusy(view, state.stopping !== null);
+  const composer = el("form", { class: "composer" }, text, el("div", { class: "buttons" }, Object.values(view.buttons)));
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
     const content = text.value.trim();
@@ -29,14 +35,21 @@ export async function open(main, signal) {
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); composer.requestSubmit(); }
   });
-  buttons.stop.addEventListener("click", () => state.stopping?.abort());
-  buttons.again.addEventListener("click", () => {
-    while (state.messages.at(-1)?.role === "assistant") { state.messages.pop(); log.lastElementChild.remove(); }
-    if (state.messages.length) answer(view).catch(complain);
-  });
-  buttons.fresh.addEventListener("click", () => { state.stopping?.abort(); state.messages = []; show(log); text.focus(); });
-  signal.addEventListener("abort", () => state.stopping?.abort());
-  text.focus();
+  view.parts = [parameters(), log, composer];
+  setBusy(view, false);
+  return view;
+}
+
+function regenerate(view) {
+  while (state.messages.at(-1)?.role === "assistant") { state.messages.pop(); view.log.lastElementChild.remove(); }
+  if (state.messages.length) answer(view).catch(complain);
+}
+
+function forget(view) {
+  state.stopping?.abort();
+  state.messages = [];
+  show(view.log);
+  view.text.focus();
 }
 
 function parameters() {
@@ -68,9 +81,8 @@ function bubble(message) {
 }
 
 function draw(shown, message) {
-  const folded = shown.querySelector("details");
-  show(shown, el("h2", {}, message.role === "user" ? "You" : "Model"),
-    message.reasoning ? el("details", { open: folded?.open ?? false }, el("summary", {}, "Reasoning"), el("div", { class: "reasoning" }, message.reasoning)) : null,
+  update(shown, el("h2", {}, message.role === "user" ? "You" : "Model"),
+    message.reasoning ? el("details", { "data-key": "reasoning" }, el("summary", {}, "Reasoning"), el("div", { class: "reasoning" }, message.reasoning)) : null,
     message.role === "user" ? el("p", {}, message.content) : markdown(message.content),
     message.note ? el("p", { class: "soft" }, message.note) : null, message.usage ? cached(message.usage) : null);
 }
@@ -89,9 +101,12 @@ function cached(usage) {
   return [bar, el("ul", { class: "legend" }, parts.map(([colour, count, name]) => el("li", {}, el("i", { class: colour }), `${number(count)} tokens ${name}`)))];
 }
 
+// Who pressed a button that can be pressed no longer goes on with what comes next.
 function setBusy(view, busy) {
+  const focused = document.activeElement;
   view.buttons.send.disabled = view.buttons.again.disabled = busy;
   view.buttons.stop.disabled = !busy;
+  if (Object.values(view.buttons).includes(focused) && focused.disabled) (busy ? view.buttons.stop : view.text).focus();
 }
 
 async function answer(view) {
@@ -103,7 +118,7 @@ async function answer(view) {
   const stopping = state.stopping = new AbortController();
   setBusy(view, true);
   let due = 0;
-  const redraw = () => { if (!due) due = requestAnimationFrame(() => { due = 0; draw(shown, message); }); };
+  const redraw = () => { if (!due) due = requestAnimationFrame(() => { due = 0; following(shown, () => draw(shown, message)); }); };
   try {
     for await (const { data } of events(await send("POST", "/v1/chat/completions", body, stopping.signal))) {
       if (data === "[DONE]") break;
@@ -116,9 +131,17 @@ async function answer(view) {
   } finally {
     if (state.stopping === stopping) state.stopping = null;
     cancelAnimationFrame(due);
-    draw(shown, message);
-    setBusy(view, false);
+    following(shown, () => draw(shown, message));
+    setBusy(view, state.stopping !== null);
   }
+}
+
+// Whoever reads the end goes on reading it; who has scrolled elsewhere stays there.
+function following(shown, change) {
+  const page = document.documentElement;
+  const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 40;
+  change();
+  if (atEnd && shown.isConnected) page.scrollTop = page.scrollHeight;
 }
 
 function asked() {

@@ -1,6 +1,6 @@
 // Codecs: fit one, watch it, read its report, use, compare, delete.
 import { request } from "./api.js";
-import { bytes, clock, duration, el, field, number, percent, show, table } from "./dom.js";
+import { bytes, clock, duration, el, field, number, percent, renew, show, table, update } from "./dom.js";
 import { calm, complain, follow } from "./notice.js";
 import { plot } from "./plot.js";
 
@@ -50,18 +50,9 @@ function watch(view, id) {
   view.following.add(id);
   follow(`/admin/calibrations/${encodeURIComponent(id)}/events`, view.signal, (event, job) => {
     const shown = view.jobs.querySelector(`[data-job="${CSS.escape(id)}"]`);
-    if (shown) redraw(shown, jobRow(view, job));
+    if (shown) renew(shown, jobRow(view, job));
     if (job.ended_at) { view.following.delete(id); settle(view, id).catch(complain); }
   });
-}
-
-// What is pressed stays the same element while a job runs: a button that is replaced between press and release is not pressed.
-function redraw(shown, row) {
-  const keeps = shown.querySelector("button.danger") && row.querySelector("button.danger");
-  if (!keeps) return shown.replaceWith(row);
-  shown.dataset.state = row.dataset.state;
-  shown.querySelector("p").replaceWith(row.querySelector("p"));
-  shown.querySelector("progress").value = row.querySelector("progress").value;
 }
 
 // A stored codec is taken into use after its job's last event.
@@ -76,41 +67,54 @@ async function settle(view, id) {
 }
 
 function drawJobs(view, jobs) {
-  show(view.jobs, el("h2", {}, "Calibrations"), jobs.length ? jobs.slice(0, 10).map((job) => jobRow(view, job)) : el("p", { class: "soft" }, "None since the server started."));
+  update(view.jobs, el("h2", {}, "Calibrations"), jobs.length ? jobs.slice(0, 10).map((job) => jobRow(view, job)) : el("p", { class: "soft" }, "None since the server started."));
 }
 
 function jobRow(view, job) {
   const what = `${job.options.key_bits}/${job.options.value_bits} bits, ${job.options.preset}, ${job.options.num_texts ? `${job.options.num_texts} texts` : "built-in text"}`;
   const running = !job.ended_at;
-  return el("div", { "data-job": job.id, "data-state": job.state }, el("p", {}, el("strong", {}, job.state), job.activated ? " and active" : "", el("span", { class: "soft break" }, ` · ${what} · ${job.detail}${job.remaining_s ? ` · ${duration(job.remaining_s)} left` : ""}`)),
-    running ? [el("progress", { max: 1, value: job.progress, "aria-label": "Calibration" }), el("button", { type: "button", class: "danger", onclick: () => request("POST", `/admin/calibrations/${encodeURIComponent(job.id)}/cancel`).then(() => refresh(view)).catch(complain) }, "Cancel calibration")] : null,
-    job.report ? el("button", { type: "button", class: "quiet", onclick: () => drawReport(view, [{ name: job.artifact_id ?? job.state, report: job.report }]) }, "Report") : null);
+  return el("div", { "data-key": job.id, "data-job": job.id, "data-state": job.state }, el("p", {}, el("strong", {}, job.state), job.activated ? " and active" : "", el("span", { class: "soft break" }, ` · ${what} · ${job.detail}${job.remaining_s ? ` · ${duration(job.remaining_s)} left` : ""}`)),
+    running ? [el("progress", { max: 1, value: job.progress, "aria-label": "Calibration" }), el("button", { type: "button", class: "danger", "data-key": "cancel", onclick: () => request("POST", `/admin/calibrations/${encodeURIComponent(job.id)}/cancel`).then(() => refresh(view)).catch(complain) }, "Cancel calibration")] : null,
+    job.report ? el("button", { type: "button", class: "quiet", "data-key": "report", onclick: () => drawReport(view, [{ name: job.artifact_id ?? job.state, report: job.report }]) }, "Report") : null);
 }
 
 function drawArtifacts(view, artifacts) {
   view.all = artifacts;
+  view.chosen = view.chosen.filter((id) => artifacts.some((one) => one.id === id));
   const rows = artifacts.map((one) => {
     const name = one.id.slice(0, 15);
-    const tick = el("input", { type: "checkbox", "aria-label": `Compare ${name}`, disabled: one.damaged });
-    tick.addEventListener("change", () => { view.chosen = tick.checked ? [...view.chosen, one.id].slice(-2) : view.chosen.filter((id) => id !== one.id); compare(view); });
-    const act = (label, method, path, css) => el("button", { type: "button", class: css, onclick: () => request(method, path).then(() => refresh(view)).catch(complain) }, label);
+    const tick = el("input", { type: "checkbox", "aria-label": `Compare ${name}`, value: one.id, disabled: one.damaged, onclick: (event) => choose(view, one.id, event.currentTarget.checked) });
     const path = `/admin/artifacts/${encodeURIComponent(one.id)}`;
-    const actions = one.active ? el("strong", { class: "good" }, "active") : [one.damaged ? null : act("Activate", "POST", `${path}/activate`, "quiet"), " ", confirmed("Delete", () => request("DELETE", path).then(() => refresh(view)).catch(complain))];
-    return [tick, el("code", {}, name), one.created_at ? new Date(1000 * one.created_at).toLocaleDateString("en-GB") : "–", one.damaged ? el("span", { class: "bad break" }, one.reason ?? "damaged") : number(one.report?.code_bits_per_channel, 2), number(one.report?.kl_mean, 4), bytes(one.table_bytes), actions,
-      one.damaged ? "" : el("button", { type: "button", class: "quiet", "aria-label": `Report of ${name}`, onclick: () => drawReport(view, [{ name, report: one.report }]) }, "Report")];
+    const act = (method, where) => () => request(method, where).then(() => refresh(view)).catch(complain);
+    const activate = el("button", { type: "button", class: "quiet", "data-key": "activate", "aria-label": `Activate ${name}`, onclick: act("POST", `${path}/activate`) }, "Activate");
+    const actions = one.active ? el("strong", { class: "good" }, "active") : [one.damaged ? null : activate, " ", confirmed("Delete", name, act("DELETE", path))];
+    return [tick, el("code", {}, name), one.created_at ? new Date(1000 * one.created_at).toLocaleDateString("en-GB") : "–", one.damaged ? el("span", { class: "bad break" }, one.problem ?? "damaged") : number(one.report?.code_bits_per_channel, 2), number(one.report?.kl_mean, 4), bytes(one.table_bytes), actions,
+      one.damaged ? "" : el("button", { type: "button", class: "quiet", "data-key": "report", "aria-label": `Report of ${name}`, onclick: () => drawReport(view, [{ name, report: one.report }]) }, "Report")];
   });
-  show(view.artifacts, el("h2", {}, "Stored codecs"), table("Stored codecs", ["compare", "id", "made", "bits", "mean KL", "tables", "", ""], rows, "None yet: the first start of a model fits one."), bitsPlot(artifacts));
+  update(view.artifacts, el("h2", {}, "Stored codecs"), table("Stored codecs", ["compare", "id", "made", "bits", "mean KL", "tables", "", ""], rows, "None yet: the first start of a model fits one.", artifacts.map((one) => one.id)), bitsPlot(artifacts));
 }
 
-// A first press asks, a second one does it.
-function confirmed(label, act) {
-  const button = el("button", { type: "button", class: "danger" }, label);
-  button.addEventListener("click", () => {
+// Two at most: a third tick takes the place of the first.
+function choose(view, id, ticked) {
+  view.chosen = ticked ? [...view.chosen, id].slice(-2) : view.chosen.filter((other) => other !== id);
+  for (const tick of view.artifacts.querySelectorAll("input[type=checkbox]")) tick.checked = view.chosen.includes(tick.value);
+  const chosen = view.chosen.map((one) => view.all.find((artifact) => artifact.id === one));
+  if (chosen.length === 2) drawReport(view, chosen.map((one) => ({ name: one.id.slice(0, 15), report: one.report })));
+}
+
+// A first press asks, a second one does it. A refresh between the two leaves it as it is.
+function confirmed(label, name, act) {
+  const button = el("button", { type: "button", class: "danger", "data-key": label, "data-own": true, "aria-label": `${label} ${name}` }, label);
+  const say = (sure) => {
+    button.dataset.sure = sure;
+    button.textContent = sure ? `${label}: sure?` : label;
+    button.setAttribute("aria-label", sure ? `${label} ${name}: sure?` : `${label} ${name}`);
+  };
+  button.onclick = () => {
     if (button.dataset.sure) return act();
-    button.dataset.sure = "yes";
-    button.textContent = `${label}: sure?`;
-    setTimeout(() => { delete button.dataset.sure; button.textContent = label; }, 4000);
-  });
+    say("yes");
+    setTimeout(() => say(""), 4000);
+  };
   return button;
 }
 
@@ -119,18 +123,23 @@ function bitsPlot(artifacts) {
   return points.length > 1 ? plot("Loss against bits, all stored codecs", "bits per channel", "mean KL", [{ name: "codecs", points }], { scatter: true }) : null;
 }
 
-function compare(view) {
-  const chosen = view.chosen.map((id) => view.all.find((one) => one.id === id)).filter(Boolean);
-  if (chosen.length === 2) drawReport(view, chosen.map((one) => ({ name: one.id.slice(0, 15), report: one.report })));
-}
-
 const FIGURES = [["mean KL, nats", (r) => number(r.kl_mean, 5)], ["KL, 99th percentile", (r) => number(r.kl_p99, 4)], ["perplexity change", (r) => `${number(100 * r.ppl_change, 2)} %`], ["same best token", (r) => percent(r.top1)], ["bits per channel, codes", (r) => number(r.code_bits_per_channel, 2)], ["bits per channel, held", (r) => number(r.held_bits_per_channel, 2)], ["tokens evaluated", (r) => number(r.num_tokens)], ["layers packed", (r) => `${r.num_layers_packed} of ${r.num_layers}`]];
 
 function drawReport(view, reports) {
   const rows = FIGURES.map(([name, value]) => [name, ...reports.map(({ report }) => value(report))]);
   const over = reports.map(({ name, report }) => ({ name, points: report.kl_by_position ?? [] }));
   const texts = reports.map(({ name, report }) => ({ name, points: (report.per_text ?? []).map((one, i) => [i + 1, one.kl_mean]) }));
-  show(view.report, el("div", { class: "card" }, el("h2", {}, reports.length > 1 ? "Two codecs" : "Report"), table("Report", ["", ...reports.map((one) => one.name)], rows, "")),
-    el("div", { class: "grid" }, plot("Loss over position", "position", "mean KL", over), plot("Loss by held-out text", "text", "mean KL", texts, { scatter: true })));
+  const plots = [plot("Loss over position", "position", "mean KL", over), plot("Loss by held-out text", "text", "mean KL", texts, { scatter: true }), ...layerPlots(reports)];
+  show(view.report, el("div", { class: "card" }, el("h2", {}, reports.length > 1 ? "Two codecs" : "Report"), table("Report", ["", ...reports.map((one) => one.name)], rows, "")), el("div", { class: "grid" }, plots));
   view.report.scrollIntoView({ block: "nearest" });
+}
+
+// What each layer loses on its own; codecs stored by earlier versions do not tell.
+function layerPlots(reports) {
+  const curve = (name, layers, figure) => ({ name, points: layers.map((one) => [one.layer, one[figure]]) });
+  const told = reports.filter(({ report }) => report.per_layer?.length);
+  if (!told.length) return [];
+  if (told.length > 1) return [plot("Error by layer, attention's output", "layer", "relative error", told.map(({ name, report }) => curve(name, report.per_layer, "output_error")))];
+  const layers = told[0].report.per_layer;
+  return [plot(`Error by layer${reports.length > 1 ? `, ${told[0].name}` : ""}`, "layer", "relative error", [curve("keys", layers, "key_error"), curve("values", layers, "value_error"), curve("attention's output", layers, "output_error")])];
 }

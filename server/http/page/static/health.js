@@ -3,9 +3,10 @@ import { request } from "./api.js";
 import { bytes, clock, el, field, number, show, table } from "./dom.js";
 import { calm, complain } from "./notice.js";
 
-export async function open(main) {
+export async function open(main, signal) {
   show(main, el("h1", {}, "Health"), el("p", { class: "soft", role: "status" }, "Looking …"));
   const [health, status, models] = await Promise.all([request("GET", "/admin/health"), request("GET", "/admin/status"), request("GET", "/admin/models")]);
+  if (signal.aborted) return;
   show(main, el("h1", {}, "Health"), kernels(health), versions(health, status), warnings(health.warnings), plan(models.data), configuration(health.config));
 }
 

@@ -53,7 +53,7 @@ async function route() {
   if (!loggedIn()) return showLogin("");
   const name = VIEWS.includes(hash) ? hash : "now";
   leave?.abort();
-  leave = new AbortController();
+  const mine = leave = new AbortController();
   calm();
   document.getElementById("logout").hidden = false;
   for (const link of document.querySelectorAll("nav a")) {
@@ -61,11 +61,12 @@ async function route() {
     else link.removeAttribute("aria-current");
   }
   const { open } = await import(`./${name}.js`);
+  if (mine.signal.aborted) return;
   document.title = `${name[0].toUpperCase()}${name.slice(1)} – vecinfer`;
   try {
-    await open(main, leave.signal);
+    await open(main, mine.signal);
   } catch (error) {
-    complain(error);
+    if (!mine.signal.aborted) complain(error);
   }
 }
 
@@ -77,7 +78,8 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 document.getElementById("logout").addEventListener("click", async () => {
   await logOut();
-  showLogin("");
+  // A new page: nothing of this one, its chat neither, is left for whoever comes next.
+  location.reload();
 });
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", route);

@@ -1,32 +1,44 @@
 // What the server does now: model, memory, conversations, the last requests, 15 minutes.
 import { request } from "./api.js";
-import { bytes, clock, duration, el, number, percent, show, table } from "./dom.js";
+import { bytes, clock, duration, el, number, percent, show, table, update } from "./dom.js";
 import { complain, follow } from "./notice.js";
 import { sparkline } from "./plot.js";
 
 const COLOURS = 6;
+const colours = new Map();
 
 export async function open(main, signal) {
   const parts = { head: el("div", { class: "grid" }), pool: el("section", { class: "card", "aria-label": "Memory for conversations" }), running: el("section", { class: "card", "aria-label": "Running" }), history: el("div", { class: "grid" }), past: el("section", { class: "card", "aria-label": "Last requests" }) };
   show(main, el("h1", {}, "Now"), parts.head, parts.pool, parts.running, parts.history, parts.past);
-  let pastKey = null;
   await follow("/admin/live", signal, (event, data) => {
     if (event === "history") return drawHistory(parts.history, data);
+    colour(data.activity.running);
     drawHead(parts.head, data);
     drawPool(parts.pool, data);
     drawRunning(parts.running, data.activity.running);
-    // Drawn anew only when it changed, so that a reader's place stays.
-    const key = data.activity.past[0]?.id ?? "";
-    if (key !== pastKey) { pastKey = key; drawPast(parts.past, data.activity.past); }
+    drawPast(parts.past, data.activity.past);
   });
 }
+
+// A conversation keeps its colour as long as it runs, in the pool's picture and in its row.
+function colour(running) {
+  for (const id of [...colours.keys()]) if (!running.some((one) => one.id === id)) colours.delete(id);
+  for (const { id } of running) {
+    if (colours.has(id)) continue;
+    let free = 0;
+    while ([...colours.values()].includes(free)) free += 1;
+    colours.set(id, free);
+  }
+}
+
+const colourOf = (one) => `c${colours.get(one.id) % COLOURS}`;
 
 function drawHead(parent, data) {
   const packing = data.packing;
   const state = packing.progress === null || packing.progress === undefined ? packing.state : `${packing.state} ${percent(packing.progress)}`;
   const bits = data.codec?.served?.key_bits ? `keys ${data.codec.served.key_bits}, values ${data.codec.served.value_bits} bits` : "";
   const kv = data.kv;
-  show(parent,
+  update(parent,
     el("section", { class: "card", "aria-label": "Model" }, el("h2", {}, "Model"), el("div", { class: "break" }, el("strong", { id: "model" }, data.model.id || "loading")),
       el("div", { class: "soft" }, data.state === "ready" ? `context ${number(data.model.context_len)} tokens · ${data.backend}` : `${data.state} ${percent(data.progress)} ${data.detail}`),
       el("div", { class: "soft" }, `up ${duration(data.uptime_s)}`)),
@@ -42,7 +54,7 @@ function drawHead(parent, data) {
 function drawPool(parent, data) {
   const kv = data.kv;
   const heading = el("h2", {}, "Pool");
-  if (!kv) return show(parent, heading, el("p", { class: "soft" }, "Nothing is held yet."));
+  if (!kv) return update(parent, heading, el("p", { class: "soft" }, "Nothing is held yet."));
   const rows = data.activity.running.filter((one) => one.pages > 0);
   const paged = kv.pages.total > 0;
   const total = paged ? kv.pages.total : kv.budget_bytes;
@@ -51,7 +63,7 @@ function drawPool(parent, data) {
     const own = rows.reduce((sum, one) => sum + one.pages, 0);
     // Pages that several share count with each of them: then the parts are scaled to what is used.
     const scale = own > kv.pages.used ? kv.pages.used / own : 1;
-    rows.forEach((one, i) => parts.push([`c${i % COLOURS}`, one.pages * scale, `${one.id.slice(-8)}: ${number(one.pages)} pages${scale < 1 ? ", some shared" : ""}`, true]));
+    rows.forEach((one) => parts.push([colourOf(one), one.pages * scale, `${one.id.slice(-8)}: ${number(one.pages)} pages${scale < 1 ? ", some shared" : ""}`, true]));
     parts.push(["kept", Math.max(0, kv.pages.used - own), "kept prompts"], ["reserved", kv.pages.reserved, "promised"]);
   } else {
     const kept = kv.held_bytes_by_part.snapshots ?? 0;
@@ -68,16 +80,14 @@ function drawPool(parent, data) {
     bar.append(part);
   }
   const words = paged ? `${number(kv.pages.used)} of ${number(total)} pages of 64 tokens in use` : `${bytes(kv.held_bytes)} of ${bytes(total)} in use, exact caches without pages`;
-  show(parent, heading, bar, el("ul", { class: "legend" }, parts.filter((part) => part[1] > 0).map(([colour, size, name, whole]) => el("li", {}, el("i", { class: colour }), wordsOf([colour, size, name, whole])))), el("p", { class: "soft" }, words));
+  update(parent, heading, bar, el("ul", { class: "legend" }, parts.filter((part) => part[1] > 0).map(([colour, size, name, whole]) => el("li", {}, el("i", { class: colour }), wordsOf([colour, size, name, whole])))), el("p", { class: "soft" }, words));
 }
 
 function drawRunning(parent, running) {
-  const focused = parent.contains(document.activeElement) ? document.activeElement.dataset.id : null;
   const rows = running.map((one) => [
-    el("code", { class: "break" }, one.id.slice(-12)), one.route, phaseOf(one), number(one.generated_tokens), number(one.tokens_per_s, 1), one.pages ? number(one.pages) : "–", duration(one.age_s),
-    el("button", { type: "button", class: "danger", "data-id": one.id, "aria-label": `Cancel ${one.id.slice(-12)}`, onclick: () => request("POST", `/admin/requests/${encodeURIComponent(one.id)}/cancel`).catch(complain) }, "Cancel")]);
-  show(parent, el("h2", {}, "Running"), table("Running conversations", ["request", "route", "phase", "tokens", "tokens/s", "pages", "age", ""], rows, "No conversation runs."));
-  if (focused) parent.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus();
+    [el("i", { class: `chip ${colourOf(one)}` }), el("code", { class: "break" }, one.id.slice(-8))], one.route, phaseOf(one), number(one.generated_tokens), number(one.tokens_per_s, 1), one.pages ? number(one.pages) : "–", duration(one.age_s),
+    el("button", { type: "button", class: "danger", "data-key": one.id, "aria-label": `Cancel ${one.id.slice(-8)}`, onclick: () => request("POST", `/admin/requests/${encodeURIComponent(one.id)}/cancel`).catch(complain) }, "Cancel")]);
+  update(parent, el("h2", {}, "Running"), table("Running conversations", ["request", "route", "phase", "tokens", "tokens/s", "pages", "age", ""], rows, "No conversation runs.", running.map((one) => one.id)));
 }
 
 function phaseOf(one) {
@@ -87,9 +97,9 @@ function phaseOf(one) {
 
 function drawPast(parent, past) {
   const rows = past.map((one) => [clock(one.started_at), one.route, one.outcome, duration(one.time_to_first_token_s), number(one.tokens_per_s, 1), number(one.generated_tokens), `${number(one.prompt_tokens)}, ${percent(one.prompt_tokens ? one.cached_tokens / one.prompt_tokens : 0)} cached`]);
-  show(parent, el("h2", {}, "Last requests"), table("Last requests", ["time", "route", "end", "first token", "tokens/s", "tokens", "prompt"], rows, "None yet."));
+  update(parent, el("h2", {}, "Last requests"), table("Last requests", ["time", "route", "end", "first token", "tokens/s", "tokens", "prompt"], rows, "None yet.", past.map((one) => one.id)));
 }
 
 function drawHistory(parent, data) {
-  show(parent, sparkline("tokens/s", data.ages_s, data.tokens_per_s, data.span_s, (v) => number(v, 1)), sparkline("requests", data.ages_s, data.requests, data.span_s, (v) => number(v)), sparkline("memory held", data.ages_s, data.held_bytes, data.span_s, bytes));
+  update(parent, sparkline("tokens/s", data.ages_s, data.tokens_per_s, data.span_s, (v) => number(v, 1)), sparkline("requests", data.ages_s, data.requests, data.span_s, (v) => number(v)), sparkline("memory held", data.ages_s, data.held_bytes, data.span_s, bytes));
 }

@@ -114,8 +114,9 @@ def test_a_calibration_runs_to_activation_and_shows_its_report(browser: Browser,
         page.wait_for_selector("h2:has-text('Two codecs')")
         assert page.locator("figcaption:has-text('Loss over position')").is_visible()
         page.wait_for_selector("svg[aria-label^='Loss over position'] circle")
+        assert page.locator('figcaption:has-text("Error by layer, attention\'s output")').is_visible()
         page.get_by_role("button", name="Delete").first.click()
-        page.get_by_role("button", name="Delete: sure?").click()
+        page.get_by_text("Delete: sure?").click()
         until(page, "document.querySelectorAll('[aria-label=\"Stored codecs\"] tbody tr').length === 1")
     seen.check(f"127.0.0.1:{server.port}")
 
