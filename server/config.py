@@ -162,7 +162,10 @@ def load_config(path: Path | None) -> ServerConfig:
         return ServerConfig()
     try:
         data = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"cannot read {path}: it is nested too deeply") from error
+    # A date or number that cannot be is a ValueError of PyYAML's.
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     return _validated({} if data is None else data, str(path))
 

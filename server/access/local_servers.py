@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.config import ServerConfig, user_data_dir
+from server.system.json_file import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def announced(config: ServerConfig, port: int, admin_key_file: Path | None) -> I
 def local_server(port: int) -> LocalServer | None:
     """The server of this account that listens on `port` now; None: there is none, or it left no readable note."""
     for data in (*_home_data(), user_data_dir(ServerConfig()), _DAEMON_DATA, _DAEMON_DATA / ".cache" / "vecinfer"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             found = _read(data / _FOLDER / str(port))
             if found is not None:
                 return found
@@ -114,14 +115,14 @@ def _read(path: Path) -> LocalServer | None:
     """The note at `path`; None when no server holds it.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: no note.
+        OSError, ValueError, KeyError, TypeError, OverflowError: no note.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            data = json.loads(os.read(descriptor, _MAX_NOTE_BYTES))
+            data = parse_json(os.read(descriptor, _MAX_NOTE_BYTES))
             file = data["admin_key_file"]
             return LocalServer(str(data["host"]), int(path.name), int(data["pid"]), Path(file) if file else None)
         return None

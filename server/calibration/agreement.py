@@ -32,6 +32,21 @@ def served_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in SHAPING if name in facts}
 
 
+def agreement_line(config: ServerConfig, facts: Mapping[str, Any]) -> str:
+    """Each setting as the served codec has it, with what the settings say where that is something else.
+
+    Args:
+        facts: of the manifest's `info` and window; empty: nothing is packed yet.
+    """
+    asked, served = wanted_of_codec(config), served_settings(facts)
+    parts = [
+        f"{name} {value}" + (f" (settings: {asked[name]})" if asked.get(name, value) != value else "")
+        for name, value in served.items()
+    ]
+    wanted = ", ".join(f"{name} {value}" for name, value in asked.items())
+    return f"codec served: {', '.join(parts)}" if served else f"codec asked for: {wanted}; none is served now"
+
+
 def disagreements(asked: Mapping[str, Any], info: Mapping[str, Any], window: Mapping[str, int]) -> list[str]:
     """What a codec has otherwise than asked, a phrase each: "key_bits 2, not 4"; empty: it agrees.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,14 @@ from quant_core.artifact.store import ArtifactStore, Manifest
 from quant_core.codec.codec import ModelCodec
 from quant_core.errors import ArtifactError
 from server.calibration.agreement import SHAPING, asked_of_codec, disagreements, wanted_of_codec
+from server.calibration.options import WIRE_NAMES
 from server.config import CacheConfig, ServerConfig
 from server.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+# Settings of `calibration` that a command line may give.
+_FITTING = ("preset", "num_samples", "sample_len", "seed", "max_kl", "text")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +70,13 @@ def choose_codec(config: ServerConfig, artifacts: ArtifactStore, fingerprint: st
 
 def fitting_command(config: ServerConfig, data_dir: Path) -> str:
     """The command that fits what the settings ask for, without a server."""
+    given = config.calibration.model_fields_set
     asked: dict[str, Any] = asked_of_codec(config)
-    options = "".join(f" --{n.replace('_', '-')} {asked[n]}" for n in ("key_bits", "value_bits") if n in asked)
-    return f"vecinfer calibrate --local --model {config.model.name} --data-dir {data_dir}{options} --activate"
+    asked |= {name: getattr(config.calibration, name) for name in _FITTING if name in given}
+    words = ["vecinfer", "calibrate", "--local", "--model", config.model.name, "--data-dir", str(data_dir)]
+    for name, value in asked.items():
+        words += [f"--{WIRE_NAMES.get(name, name).replace('_', '-')}", str(value)] if value is not None else []
+    return shlex.join([*words, "--activate"])
 
 
 def _candidates(artifacts: ArtifactStore, fingerprint: str, active: str | None) -> Iterator[Manifest]:

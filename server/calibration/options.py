@@ -23,6 +23,8 @@ SETTINGS = {
     "seed": "calibration.seed",
     "max_kl": "calibration.max_kl",
 }
+# Options of a command line that fits without a server: a running one has the windows that its conversations have.
+WINDOW_SETTINGS = {name: f"kv_cache.{name}" for name in ("window", "num_sink_tokens", "bucket_len")}
 # One of them has another name in JSON.
 WIRE_NAMES = {"num_samples": "samples"}
 

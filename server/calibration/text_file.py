@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from quant_core.slices import run
 from server.errors import ConfigError
 from server.model.conversation import Conversation, Json
 from server.model.prompts import render
+from server.system.json_file import parse_json
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -75,7 +75,7 @@ def _items(path: Path) -> list[tuple[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}") from error
 

@@ -56,6 +56,16 @@ def _option(help_text: str, *names: str, panel: str = "Codec", **extra: Any) -> 
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False, **extra)
 
 
+Texts = Annotated[
+    list[Path] | None,
+    _option("Text, .jsonl or chat log (.json) to fit on; several times. Default: built-in prompts.", "--text"),
+]
+Model = Annotated[
+    str | None, _option("With --local: demo, a folder, or a Hugging Face name.", "--model", "-m", panel="Where")
+]
+DataDir = Annotated[
+    Path | None, _option("With --local: models and artifacts (default: ~/.cache/vecinfer).", panel="Where")
+]
 AdminKeyFile = Annotated[
     Path | None,
     _option("A file with its admin key (default: $VECINFER_ADMIN_KEY, else found on its own machine).", panel="Where"),
@@ -63,10 +73,7 @@ AdminKeyFile = Annotated[
 
 
 def calibrate(
-    text: Annotated[
-        list[Path] | None,
-        _option("Text, .jsonl or chat log (.json) to fit on; several times. Default: built-in prompts.", "--text"),
-    ] = None,
+    text: Texts = None,
     preset: Annotated[str | None, _option("default, or thorough: reads more text, takes longer, loses less.")] = None,
     samples: Annotated[int | None, _option("Windows of text.", min=2)] = None,
     sample_len: Annotated[int | None, _option("Tokens of a window.", min=64)] = None,
@@ -75,19 +82,19 @@ def calibrate(
     value_bits: Annotated[int | None, _option("Bits of the values alone.", min=1, max=4)] = None,
     transform: Annotated[str | None, _option(f"{', '.join(get_args(TransformName))}.")] = None,
     allocation: Annotated[str | None, _option("uniform, or measured: bits shared out by layer.")] = None,
+    codebooks_per_head: Annotated[int | None, _option("Tables of keys, and of values, a head: 1, 2 or 4.")] = None,
+    window: Annotated[int | None, _option("With --local: tokens at the end that stay exact.")] = None,
+    num_sink_tokens: Annotated[int | None, _option("With --local: tokens at the start that do.")] = None,
+    bucket_len: Annotated[int | None, _option("With --local: tokens of a bucket of positions.")] = None,
     seed: Annotated[int | None, _option("Same seed and text, same artifact.", min=0)] = None,
     max_kl: Annotated[float | None, _option("Refuse a codec whose mean KL is larger.")] = None,
     activate: Annotated[bool, _option("Use it from now on.", "--activate")] = False,
     url: Annotated[str, _option("The running server (default: http://127.0.0.1:8080).", panel="Where")] = DEFAULT_URL,
     admin_key_file: AdminKeyFile = None,
     local: Annotated[bool, _option("Load the model here instead, without a server.", "--local", panel="Where")] = False,
-    model: Annotated[
-        str | None, _option("With --local: demo, a folder, or a Hugging Face name.", "--model", "-m", panel="Where")
-    ] = None,
+    model: Model = None,
     config: Annotated[Path | None, _option("With --local: a config.yaml.", "--config", "-c", panel="Where")] = None,
-    data_dir: Annotated[
-        Path | None, _option("With --local: models and artifacts (default: ~/.cache/vecinfer).", panel="Where")
-    ] = None,
+    data_dir: DataDir = None,
     as_json: Annotated[bool, _option("Print id and report as JSON.", "--json", panel="Where")] = False,
 ) -> None:
     """Fit a codec to a model, measure what it loses, and store it.
@@ -99,8 +106,11 @@ def calibrate(
     from server.calibration.text_file import CalibrationText, read_text_files
     from server.errors import ConfigError
 
-    if not local and (model or config or data_dir):
-        raise ConfigError("--model, --config and --data-dir need --local; a running server has its own model")
+    shape = {"window": window, "num_sink_tokens": num_sink_tokens, "bucket_len": bucket_len}
+    if not local and (model or config or data_dir or any(value is not None for value in shape.values())):
+        raise ConfigError(
+            "--model, --config, --data-dir and the window's options need --local; a running server has its own"
+        )
     given = read_text_files(text) if text else CalibrationText()
     options = {
         "preset": preset,
@@ -110,8 +120,10 @@ def calibrate(
         "value_bits": value_bits or bits,
         "transform": transform,
         "allocation": allocation,
+        "codebooks_per_head": codebooks_per_head,
         "seed": seed,
         "max_kl": max_kl,
+        **shape,
     }
     request = CalibrationCall(given, {k: v for k, v in options.items() if v is not None}, activate)
     errors = Console(stderr=True, soft_wrap=True)
@@ -223,11 +235,12 @@ def _calibrate_here(
 
     prepare_device(lambda line: errors.print(line, highlight=False, markup=False))
     from quant_core.calibrate.report import GateError
-    from server.calibration.options import SETTINGS
+    from server.calibration.options import SETTINGS, WINDOW_SETTINGS
     from server.calibration.runs import calibrate_local  # imports MLX: seconds
     from server.config import load_config, override
 
-    changes = {SETTINGS[name]: value for name, value in request.options.items()}
+    settings = {**SETTINGS, **WINDOW_SETTINGS}
+    changes = {settings[name]: value for name, value in request.options.items()}
     config = override(load_config(config_file), {**changes, "model.name": model, "data_dir": data_dir})
     with report_progress(errors) as report:
         try:

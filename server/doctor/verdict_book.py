@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_core.proof.selftest import KernelVerdict
+from server.system.json_file import read_object
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class VerdictBook:
         self._save({"verdict": asdict(verdict)})
 
     def _attempts(self) -> dict[str, int]:
-        return {str(k): int(v) for k, v in self._entry().get("attempts", {}).items()}
+        found = self._entry().get("attempts")
+        return {k: v for k, v in found.items() if isinstance(v, int)} if isinstance(found, dict) else {}
 
     def _entry(self) -> Mapping[str, Any]:
         entry = self._all().get(self._key, {})
@@ -88,13 +90,12 @@ class VerdictBook:
 
     def _all(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            return read_object(self._path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read, the kernels are tested anew: %s", self._path, error)
             return {}
-        return content if isinstance(content, dict) else {}
 
     def _save(self, entry: Mapping[str, Any]) -> None:
         try:
@@ -118,15 +119,11 @@ class VerdictBook:
 def known_verdicts(path: Path) -> list[Verdict]:
     """All completed self-tests in a verdicts.json, the latest first; empty where the file cannot be read."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = [e for e in read_object(path).values() if isinstance(e, dict)]
     except (OSError, ValueError):
         return []
-    found = [_verdict(e["verdict"]) for e in _entries(entries) if isinstance(e.get("verdict"), dict)]
+    found = [_verdict(e["verdict"]) for e in entries if isinstance(e.get("verdict"), dict)]
     return sorted((v for v in found if v is not None), key=lambda v: v.tested_at, reverse=True)
-
-
-def _entries(content: Any) -> list[Mapping[str, Any]]:
-    return [e for e in content.values() if isinstance(e, dict)] if isinstance(content, dict) else []
 
 
 def _verdict(entry: Mapping[str, Any]) -> Verdict | None:

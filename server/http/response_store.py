@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from server.errors import StorageError
+from server.system.database import is_damage
+from server.system.json_file import parse_json
+
 Json = dict[str, Any]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -121,7 +125,25 @@ class ResponseStore:
         self._executor.shutdown()
 
     async def _run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(self._db()))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._sound, function)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"the kept responses in {self._path} cannot be used: {error}") from error
+
+    def _sound(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """On the store's thread: what the function gives; where the file is damaged, of a new one."""
+        try:
+            return function(self._db())
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            self._close()
+            aside = self._path.with_name(f"{self._path.name}.damaged")
+            os.replace(self._path, aside)
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(f"{self._path.name}{suffix}").unlink(missing_ok=True)
+            log.warning("%s is damaged (%s): it lies in %s now, and a new one is begun", self._path, error, aside)
+            return function(self._db())
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -129,10 +151,14 @@ class ResponseStore:
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
             self._path.chmod(0o600)
             db = sqlite3.connect(self._path, timeout=10)
-            # A deleted conversation leaves nothing in the file, and the file shrinks.
-            for pragma in ("auto_vacuum = FULL", "journal_mode = WAL", "secure_delete = ON", "foreign_keys = ON"):
-                db.execute(f"PRAGMA {pragma}")
-            db.executescript(_SCHEMA)
+            try:
+                # A deleted conversation leaves nothing in the file, and the file shrinks.
+                for pragma in ("auto_vacuum = FULL", "journal_mode = WAL", "secure_delete = ON", "foreign_keys = ON"):
+                    db.execute(f"PRAGMA {pragma}")
+                db.executescript(_SCHEMA)
+            except sqlite3.Error:
+                db.close()
+                raise
             self._connection = db
         return self._connection
 
@@ -140,14 +166,17 @@ class ResponseStore:
         told, given = json.dumps(response), json.dumps(items)
         row = (response["id"], response["previous_response_id"], told, given, len(told) + len(given))
         ids = {str(item.get("id")) for item in (*items, *response["output"])}
-        try:
-            db = self._db()
+
+        def insert(db: sqlite3.Connection) -> None:
             with db:
                 columns = "id, previous_id, response, input, num_bytes"
                 seq = db.execute(f"INSERT INTO responses ({columns}) VALUES (?, ?, ?, ?, ?)", row).lastrowid
                 rows = [(item_id, seq) for item_id in ids if _ID.fullmatch(item_id)]
                 db.executemany("INSERT INTO items (id, seq) VALUES (?, ?)", rows)
                 db.execute(_DROP_OLDEST, self._limits)
+
+        try:
+            self._sound(insert)
         except (OSError, sqlite3.Error):
             log.exception("the response %s could not be kept in %s", response["id"], self._path)
 
@@ -159,16 +188,31 @@ class ResponseStore:
 
 def _read(db: sqlite3.Connection, query: str, key: str) -> KeptResponse | None:
     row = db.execute(query, (key,)).fetchone() if _ID.fullmatch(key) else None
-    return None if row is None else KeptResponse(json.loads(row[3]), tuple(json.loads(row[4])))
+    return None if row is None else _kept(row[3], row[4])
+
+
+def _kept(response: str, items: str) -> KeptResponse | None:
+    """A row's response; None, and a line in the log, where it is not what was written."""
+    try:
+        told, given = parse_json(response), parse_json(items)
+        previous = told["previous_response_id"]
+        if isinstance(previous, str | None) and all(isinstance(item, dict) for item in (*given, *told["output"])):
+            return KeptResponse(told, tuple(given))
+    except (ValueError, KeyError, TypeError):
+        pass
+    log.warning("a kept response is damaged, and taken for none")
+    return None
 
 
 def _chain(db: sqlite3.Connection, response_id: str) -> list[KeptResponse] | None:
     kept: list[KeptResponse] = []
     at: str | None = response_id
+    seen = set[str]()
     while at is not None:
-        found = _read(db, "SELECT * FROM responses WHERE id = ?", at)
+        found = None if at in seen else _read(db, "SELECT * FROM responses WHERE id = ?", at)
         if found is None:
             return None
+        seen.add(at)
         kept.append(found)
         at = found.response["previous_response_id"]
     return kept[::-1]

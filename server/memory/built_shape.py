@@ -5,7 +5,6 @@ Arrays stay unevaluated, so a model of any size costs a second and a few megabyt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from quant_core.cache.costs import cache_costs
 from quant_core.calibrate.layers import survey_layers
 from server.errors import ModelError
 from server.memory.estimate import DEFAULT_WEIGHT_BITS, AttentionShape, ModelShape, model_shape, presets, weights_of
+from server.system.json_file import read_object
 
 # Names that config.json files have for the experts a token goes through.
 _TOP_K_KEYS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "experts_per_token", "num_experts_per_token")
@@ -46,7 +46,7 @@ def named_shape(name: str, weight_bits: float | None = None, fetch: Callable[...
                 f"cannot read config.json of {name} from Hugging Face: {str(error).splitlines()[0]}"
             ) from error
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         return built_shape(folder.name, config, weight_bits, file_bytes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]

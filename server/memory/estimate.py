@@ -19,6 +19,7 @@ from quant_core.codec.spec import PAGE_SIZE, VQSpec, WindowSpec
 from server.errors import ModelError
 from server.memory.budget import GPU_SHARE, WORKSPACE_BYTES
 from server.memory.chips import Chip
+from server.system.json_file import read_object
 
 # What decoding reaches of a chip's nominal figures: bandwidth as measured on M1, M2 and M5; float32 operations as a
 # first portable kernel reached on an H100 without its tensor cores (3.2 GFLOP in 150 us, of 67 TFLOPS).
@@ -103,7 +104,7 @@ def model_shape(name: str, weight_bits: float | None = None) -> ModelShape:
         return _preset(name.lower(), weight_bits or DEFAULT_WEIGHT_BITS)
     folder = Path(name).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         known = ", ".join(presets())
         raise ModelError(f"{name} is neither a folder with a config.json nor one of: {known}") from error

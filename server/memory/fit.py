@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from quant_core.errors import QuantError
 from server.errors import ModelError
 from server.memory.budget import WORKSPACE_BYTES, working_set_bytes
 from server.memory.estimate import fp16_plan, model_shape, packed_plan
+from server.system.json_file import read_object
 
 CONVERSATION_LEN = 8192
 _BITS = 2
@@ -71,7 +71,7 @@ def loaded_bytes(folder: Path, file_bytes: int) -> int:
     if mx.default_device() != mx.Device(mx.cpu):
         return file_bytes
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
         quantised = config.get("quantization") or {}
         # A scale and a bias of 16 bits for every group of weights.
         bits = quantised["bits"] + 32 / quantised.get("group_size", 64) if quantised else 16.0

@@ -7,7 +7,6 @@ sentence-transformers writes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.errors import ModelError
 from server.model.loader import LoadedModel
+from server.system.json_file import read_object
 
 Pooling = Literal["mean", "last", "first"]
 
@@ -102,7 +102,7 @@ class EmbeddingRun:
 def read_pooling(folder: Path) -> Pooling:
     """How the model's makers pool its states; the mean where the folder does not say."""
     try:
-        config = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "1_Pooling" / "config.json")
     except (OSError, ValueError):
         return "mean"
     return next((pooling for key, pooling in _POOLING_KEYS.items() if config.get(key) is True), "mean")

@@ -5,7 +5,6 @@ MLX thread only.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from server.model.made import clear_leftovers
 from server.model.malloc import keep_freed_memory
 from server.model.weight_files import WEIGHT_FILES, check_weight_files, weight_files
 from server.model.wheel import Report
+from server.system.json_file import read_object
 
 log = logging.getLogger(__name__)
 
@@ -164,13 +164,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder.
 
     Raises:
-        ModelError: missing or not JSON.
+        ModelError: missing, or no JSON object.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {folder / 'config.json'}: {error}") from error
-    return config
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from server.system.json_file import read_object
 
 _PREFIX = "models--"
 
@@ -47,7 +48,7 @@ def _cached(repository: Path) -> LocalModel | None:
     name = repository.name.removeprefix(_PREFIX).replace("--", "/")
     for folder in _snapshots(repository):
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = read_object(folder / "config.json")
             files = _weight_files(folder)
             if files and _is_language_model(config):
                 return LocalModel(name, folder, sum(file.stat().st_size for file in files))
@@ -59,7 +60,7 @@ def _cached(repository: Path) -> LocalModel | None:
 def _snapshots(repository: Path) -> Iterator[Path]:
     """The revision that `main` names first, then the others, the latest first."""
     snapshots = repository / "snapshots"
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         yield snapshots / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     try:
         yield from sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
@@ -72,7 +73,8 @@ def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("model*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        named = read_object(index).get("weight_map", {})
+        wanted = {str(name) for name in named.values()} if isinstance(named, dict) else set()
         return files if wanted <= {file.name for file in files} else []
     return files
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from server.errors import ModelError
 from server.model.wheel import Report
+from server.system.json_file import parse_json, read_object
 
 WEIGHT_FILES = "model*.safetensors"
 # What the demo's conversion leaves beside the weights: {file name: SHA-256}.
@@ -75,9 +76,8 @@ def known_sha256(file: Path) -> str | None:
     except (OSError, ValueError):
         pass
     try:
-        found = json.loads((file.parent / CHECKSUMS_FILE).read_text(encoding="utf-8"))
-        return str(found[file.name])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(file.parent / CHECKSUMS_FILE)[file.name])
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -89,10 +89,10 @@ def _check_size(file: Path) -> None:
             header_bytes = int.from_bytes(opened.read(_HEADER_BYTES), "little")
             if not 0 < header_bytes <= min(size, _MAX_HEADER_BYTES):
                 return
-            header = json.loads(opened.read(header_bytes))
+            header = parse_json(opened.read(header_bytes))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = _HEADER_BYTES + header_bytes + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return
     if size != expected:
         raise ModelError(
@@ -117,8 +117,7 @@ class _Verified:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self._files: dict[str, list[object]] = found if isinstance(found, dict) else {}
+            self._files: dict[str, object] = read_object(path)
         except (OSError, ValueError):
             self._files = {}
 

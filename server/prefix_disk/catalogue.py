@@ -88,6 +88,7 @@ class Catalogue:
         columns = "name, space, label, length, page, num_bytes, last_used"
         rows = self._db.execute(f"SELECT {columns} FROM prefixes ORDER BY last_used")
         self._prefixes = OrderedDict((row[0], StoredPrefix(*row)) for row in rows)
+        _check_types(self._pages.values(), self._prefixes.values())
         self._db.execute("COMMIT")
         parents = (p.parent for p in self._pages.values())
         self._holders = Counter(n for n in (*parents, *(p.page for p in self._prefixes.values())) if n is not None)
@@ -207,3 +208,17 @@ class Catalogue:
             freed.append(page)
             name = page.parent
         return freed
+
+
+def _check_types(pages: Iterable[StoredPage], prefixes: Iterable[StoredPrefix]) -> None:
+    """Raises sqlite3.DatabaseError where a column holds another type than was written: SQLite lets it."""
+    sound = all(
+        isinstance(p.name, bytes) and isinstance(p.parent, bytes | None) and isinstance(p.num_bytes, int) for p in pages
+    ) and all(
+        isinstance(p.name, bytes) and isinstance(p.space, bytes) and isinstance(p.label, str)
+        and isinstance(p.length, int) and isinstance(p.page, bytes | None) and isinstance(p.num_bytes, int)
+        and isinstance(p.last_used, float)
+        for p in prefixes
+    )  # fmt: skip
+    if not sound:
+        raise sqlite3.DatabaseError("a row of the index is not what was written")

@@ -18,6 +18,7 @@ from pathlib import Path
 from server.prefix_disk.catalogue import Catalogue, StoredPage, StoredPrefix
 from server.prefix_disk.inspection import INDEX_FILE, LOCK_FILE, OBJECTS_FOLDER, Inspection, inspect
 from server.prefix_disk.objects import DamagedObjectError, ObjectFiles
+from server.system.database import is_damage
 
 log = logging.getLogger(__name__)
 
@@ -303,9 +304,9 @@ def _opened(path: Path) -> Catalogue:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     try:
         return Catalogue(path)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            raise
         log.warning("%s cannot be read (%s); the stored prefixes are dropped", path, error)
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

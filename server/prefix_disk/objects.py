@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ NAME_BYTES = 16
 _MAGIC = b"VIPREFX1"
 _HEADER_BYTES = len(_MAGIC) + 8 + NAME_BYTES
 _SCRATCH = ".writing-"
+_NAME = re.compile(f"[0-9a-f]{{{2 * NAME_BYTES}}}")
 
 
 class DamagedObjectError(Exception):
@@ -73,7 +75,7 @@ class ObjectFiles:
         for path in self.folder.glob("??/*"):
             if path.name.startswith(_SCRATCH):
                 path.unlink(missing_ok=True)
-            elif len(path.name) == 2 * NAME_BYTES:
+            elif _NAME.fullmatch(path.name):
                 yield bytes.fromhex(path.name)
 
     def _path(self, name: bytes) -> Path:

@@ -15,6 +15,7 @@ from quant_core.artifact.store import ArtifactStore
 from quant_core.slices import Progress, mapped
 from server.access.keys import AccessKeys, check_open, server_keys
 from server.access.local_servers import announced
+from server.calibration.agreement import agreement_line
 from server.calibration.artifacts import CalibrationTarget
 from server.calibration.procedure import calibration_slices
 from server.calibration.queue import CalibrationQueue
@@ -81,12 +82,14 @@ def assemble(config: ServerConfig, keys: AccessKeys, console: Console) -> tuple[
 
 
 def banner(config: ServerConfig, started: StartedModel, keys: AccessKeys) -> list[str]:
-    """What is served, how its cache is packed, and a curl to try."""
+    """What is served, how its cache is packed, what was asked for, and a curl to try."""
     loaded = started.loaded
     url = f"http://{config.http.host}:{config.http.port}"
     lines = [f"{loaded.model_id}, context {loaded.context_len:,} tokens, at {url}/v1", started.summary]
     if loaded.store is None:
         return [*lines, f"not ready: {loaded.detail}"]
+    if config.kv_cache.method == "vecinfer":
+        lines.append(agreement_line(config, loaded.store.usage().codec))
     body = f'{{"model":"{loaded.model_id}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
     key = ' -H "Authorization: Bearer $KEY"' if keys.api else ""
     if config.http.page:

@@ -14,6 +14,7 @@ from quant_core.calibrate.collect import SAMPLE_BUDGET_BYTES
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import PAGE_SIZE
 from quant_core.slices import Progress, run
+from server.calibration.agreement import agreement_line
 from server.config import ServerConfig, user_data_dir
 from server.doctor.proof import proven_backend, unproven
 from server.memory.budget import SequenceCost, kv_budget, kv_room, model_bytes
@@ -67,6 +68,7 @@ class StoreMaker:
             self._plan = self._make_plan(codec)
         store = PackedStore(self._model, codec, self._plan, backend)
         log.info("%s", describe(store, self._model))
+        log.info("%s", agreement_line(self._config, store.usage().codec))
         return store
 
     def unproven(self, codec: ModelCodec) -> Generator[Progress, None, Any] | None:

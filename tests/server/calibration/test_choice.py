@@ -111,7 +111,14 @@ def test_windows_that_no_codec_has_are_refused_at_once(kv: dict[str, int]) -> No
 
 
 def test_the_command_names_what_is_asked_for() -> None:
-    command = fitting_command(config(key_bits=4, value_bits=3), Path("/data"))
-    assert command == (
-        "vecinfer calibrate --local --model demo --data-dir /data --key-bits 4 --value-bits 3 --activate"
+    asked = ServerConfig.model_validate(
+        {
+            "model": {"name": "a model"},
+            "kv_cache": {"key_bits": 4, "window": 128, "transform": "auto", "pool_bytes": 10**9},
+            "calibration": {"max_kl": 0.5, "num_samples": 8, "refine": "off"},
+        }
+    )
+    assert fitting_command(asked, Path("/data")) == (
+        "vecinfer calibrate --local --model 'a model' --data-dir /data "
+        "--key-bits 4 --window 128 --samples 8 --max-kl 0.5 --activate"
     )

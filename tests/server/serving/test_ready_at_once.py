@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from server.cli import build_app
 from tests.server.serving.conftest import Service, serving, tiny_server
 
 
@@ -114,6 +117,34 @@ def test_without_auto_it_stays_exact_and_names_the_command(folder: Path) -> None
         packing = server.until("exact")
         assert "vecinfer calibrate --local" in packing["detail"] and packing["progress"] is None
         server.chat()
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The terminal's lines, without its line ends."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_named_command_makes_what_every_setting_asks_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {
+        "key_bits": 2, "value_bits": 1, "transform": "smooth_hadamard", "codebooks_per_head": 2,
+        "allocation": "measured", "window": 72, "num_sink_tokens": 2, "bucket_len": 1024,
+    }  # fmt: skip
+    config = tiny_server(folder, kv_cache=asked, calibration={"auto": False})
+    with serving(config) as server:
+        command = server.until("exact")["detail"].partition("fit one with: ")[2]
+        assert server.status()["codec"] == {"asked": asked, "served": {}}
+    assert "codec asked for: key_bits 2, value_bits 1" in said(capsys)
+    made = CliRunner().invoke(build_app(), shlex.split(command)[1:])
+    assert made.exit_code == 0, made.output
+    with serving(config) as server:
+        assert server.status()["packing"]["state"] == "packed"
+        assert server.status()["codec"] == {"asked": asked, "served": asked}
+    assert "codec served: key_bits 2, value_bits 1, transform smooth_hadamard" in said(capsys)
+    # The active codec stays where nothing else is asked for, and that is said.
+    with serving(tiny_server(folder, kv_cache={"key_bits": 2, "value_bits": 1}, calibration={"auto": False})) as server:
+        found = server.status()["codec"]
+        assert (found["asked"]["window"], found["served"]["window"]) == (64, 72)
+    assert "window 72 (settings: 64)" in said(capsys)
 
 
 def test_a_model_that_cannot_be_packed_is_served_exact(folder: Path) -> None:
