@@ -11,6 +11,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 from server.errors import ModelError
@@ -22,6 +25,8 @@ WEIGHT_FILES = "model*.safetensors"
 CHECKSUMS_FILE = "checksums.json"
 # In the data directory: {path: [bytes, nanoseconds of the last change, SHA-256]}.
 VERIFIED_FILE = "verified_weights.json"
+MAX_HASHED_AT_ONCE = 4
+REPORT_S = 0.2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEADER_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
@@ -42,24 +47,28 @@ def check_weight_files(folder: Path, data_dir: Path, report: Report) -> None:
     Raises:
         ModelError: a file is cut, or not what was fetched; the message names it and the remedy.
     """
-    verified = _Verified(data_dir / VERIFIED_FILE)
+    verified, expected = _Verified(data_dir / VERIFIED_FILE), dict[Path, str]()
     for file in weight_files(folder):
         _check_size(file)
-        expected = known_sha256(file)
-        if expected is None or verified.has(file, expected):
-            continue
-        got = _sha256(file, report)
-        if got != expected:
+        known = known_sha256(file)
+        if known is not None and not verified.has(file, known):
+            expected[file] = known
+    try:
+        hashed = _hashed(list(expected), report)
+    except OSError as error:
+        raise ModelError(f"cannot read the weights in {folder}: {error}") from error
+    for file, got in hashed.items():
+        if got != expected[file]:
             raise ModelError(
-                f"{file} is damaged: its SHA-256 is {got}, that of what was written there is {expected}; "
+                f"{file} is damaged: its SHA-256 is {got}, that of what was written there is {expected[file]}; "
                 f"delete {file.resolve()} and fetch the model again"
             )
-        verified.add(file, expected)
+        verified.add(file, expected[file])
 
 
 def record_checksums(folder: Path) -> None:
     """Write the hashes of the weight files in `folder` beside them."""
-    found = {file.name: _sha256(file, lambda line, fraction: None) for file in weight_files(folder)}
+    found = {file.name: sha256 for file, sha256 in _hashed(weight_files(folder), lambda line, fraction: None).items()}
     (folder / CHECKSUMS_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -101,13 +110,29 @@ def _check_size(file: Path) -> None:
         )
 
 
-def _sha256(file: Path, report: Report) -> str:
-    digest, size, done = hashlib.sha256(), max(1, file.stat().st_size), 0
+def _hashed(files: Sequence[Path], report: Report) -> dict[Path, str]:
+    """SHA-256 of each file, a few at a time: hashing takes a core, and holds no lock of Python's meanwhile."""
+    total, done = max(1, sum(file.stat().st_size for file in files)), [0] * len(files)
+    line = f"checking {files[0].name}" if len(files) == 1 else f"checking {len(files)} weight files"
+    if files:
+        report(line, 0.0)
+
+    def count(number: int, num_bytes: int) -> None:
+        done[number] += num_bytes
+
+    with ThreadPoolExecutor(MAX_HASHED_AT_ONCE, thread_name_prefix="sha256") as threads:
+        futures = [threads.submit(_sha256, file, partial(count, number)) for number, file in enumerate(files)]
+        while wait(futures, REPORT_S).not_done:
+            report(line, sum(done) / total)
+        return {file: future.result() for file, future in zip(files, futures, strict=True)}
+
+
+def _sha256(file: Path, count: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(32 << 20):
+        while block := opened.read(8 << 20):
             digest.update(block)
-            done += len(block)
-            report(f"checking {file.name}", done / size)
+            count(len(block))
     return digest.hexdigest()
 
 
