@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 # Models that come from the Python package index, by the name that `--model` takes.
 PACKAGED: dict[str, Callable[[Path, Report], Path]] = {"demo": demo_model, "gemma3-270m": gemma_model}
 _DEFAULT_CONTEXT_LEN = 4096
+_TRUST = "trust_remote_code"
 # Names that config.json files have for the longest context, in order of trust.
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
 
@@ -84,13 +85,17 @@ def load(
         keep_freed_memory()
     try:
         model, config = load_model(path, lazy=on_cpu, trust_remote_code=trust_remote_code)
-        extra = None if chat_template is None else {"chat_template": chat_template}
+        # Without a word transformers asks at the terminal.
+        extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if chat_template is not None:
+            extra["chat_template"] = chat_template
         tokenizer = load_tokenizer(path, extra, eos_token_ids=config.get("eos_token_id"))
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
         # mlx-lm and transformers raise all of these for files that are wrong or missing.
-        raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}") from error
+        own = " (its own Python code runs only with model.trust_remote_code)" if _TRUST in str(error) else ""
+        raise ModelError(f"cannot load {name} from {path}: {_first_line(error)}{own}") from error
     if on_cpu:
         model = for_cpu(model)
     model_id = path.name if name in PACKAGED or Path(name).exists() else name

@@ -24,7 +24,10 @@ PIECE_CHARS = 32_768
 # A context's worth of text and more has so many characters a token, seldom fewer.
 SURE_CHARS_PER_TOKEN = 4
 # What templates raise: Jinja's own errors, and plain ones from templates written in Python.
-TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
+    RecursionError, MemoryError,
+)  # fmt: skip
 # Of a conversation that the template refuses, so many beginnings are tried to name the message.
 MAX_TRIED_MESSAGES = 64
 

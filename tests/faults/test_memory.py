@@ -7,8 +7,11 @@ import os
 import resource
 import signal
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,43 @@ from tests.server.http.conftest import eventually
 
 GIB = 1 << 30
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+# A server with nothing to do takes some 200 MiB.
+SMALL_GROUP_BYTES = 400 << 20
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def limited(num_bytes: int) -> Callable[[], None]:
+def address_space(num_bytes: int) -> Callable[[], None]:
     """`ulimit -v` in a child."""
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+
+def joining(group: Path) -> Callable[[], None]:
+    """A child's way into a control group."""
+
+    def join() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    return join
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How a child is limited, and what messages call that."""
+
+    join: Callable[[], None]
+    named: str
+
+
+@contextmanager
+def limited(how: str) -> Iterator[Limit]:
+    """The machine's memory alone, the least address space that is taken, or a control group of 1 GiB."""
+    if how == "cgroup":
+        with control_group(GIB) as group:
+            yield Limit(joining(group), f"the memory of control group {group}")
+    elif how == "ulimit":
+        yield Limit(address_space(MIN_ADDRESS_SPACE_BYTES), "the address space (ulimit -v)")
+    else:
+        yield Limit(lambda: None, "this machine's memory")
 
 
 @contextmanager
@@ -80,37 +114,44 @@ def test_too_small_an_address_space_is_refused_at_start(tmp_path: Path, gib: flo
     (tmp_path / "home").mkdir()
     result = subprocess.run(
         command("serve", "--port", "0"), env=environment(tmp_path), capture_output=True, text=True, timeout=60,
-        cwd=tmp_path, preexec_fn=limited(int(gib * GIB)),
+        cwd=tmp_path, preexec_fn=address_space(int(gib * GIB)),
     )  # fmt: skip
     assert result.returncode == 1, (result.returncode, result.stderr)
     assert result.stderr.startswith(f"error: this process may map {gib:.1f} GiB") and "ulimit -v" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_pool_larger_than_the_machine(tmp_path: Path) -> None:
-    with server_process(tmp_path, {"kv_cache": {"pool_bytes": 10**15}}, ready=False) as server:
-        assert "kv_cache.pool_bytes asks for 931,322.6 GiB" in reason_of_being_unready(server)
+@pytest.mark.parametrize("limit", ["none", "ulimit", "cgroup"])
+def test_a_pool_larger_than_there_is(tmp_path: Path, limit: str) -> None:
+    asked, told = (10**15, "931,322.6 GiB") if limit == "none" else (6 * GIB, "6.0 GiB")
+    settings = {"kv_cache": {"pool_bytes": asked}}
+    with limited(limit) as there_is, server_process(tmp_path, settings, prepare=there_is.join, ready=False) as server:
+        reason = reason_of_being_unready(server)
+        assert f"kv_cache.pool_bytes asks for {told}" in reason and there_is.named in reason
         refused = httpx.post(f"{server.url}/v1/chat/completions", json=CHAT)
-        assert refused.status_code == 503 and "931,322.6 GiB" in refused.text
+        assert refused.status_code == 503 and told in refused.text
         assert end(server.process) in (0, -signal.SIGTERM)
 
 
-def test_weights_larger_than_the_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", ["none", "ulimit", "cgroup"])
+def test_weights_larger_than_there_is(tmp_path: Path, limit: str) -> None:
+    num_bytes = 10**13 if limit == "none" else 6 * GIB
     weights = write_tiny_model(tmp_path / "model", "llama") / "model.safetensors"
-    tensor = {"model.norm.weight": {"dtype": "F32", "shape": [10**13 // 4], "data_offsets": [0, 10**13]}}
+    tensor = {"model.norm.weight": {"dtype": "F32", "shape": [num_bytes // 4], "data_offsets": [0, num_bytes]}}
     header = json.dumps(tensor).encode()
     with weights.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 10**13)
-    with server_process(tmp_path, ready=False) as server:
+        file.truncate(8 + len(header) + num_bytes)
+    with limited(limit) as there_is, server_process(tmp_path, prepare=there_is.join, ready=False) as server:
         reason = reason_of_being_unready(server)
-        assert "the weights of" in reason and "GiB and this machine's memory is" in reason
+        assert "the weights of" in reason and f"take {num_bytes / GIB:,.1f} GiB and {there_is.named}" in reason
         assert end(server.process) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize("method", ["fp16", "vecinfer"])
-def test_prompt_and_calibration_under_a_limit_of_addresses(tmp_path: Path, method: str) -> None:
-    """As little as is taken: everything is planned from what is left."""
+@pytest.mark.parametrize("limit", ["ulimit", "cgroup"])
+def test_prompt_and_calibration_larger_than_there_is(tmp_path: Path, method: str, limit: str) -> None:
+    """Under the least that is taken: everything is planned from what is left."""
     write_tiny_model(tmp_path / "model", "llama", max_position_embeddings=100_000_000)
     store_for(tmp_path / "data", 1)
     settings: dict[str, dict[str, Any]] = {
@@ -118,7 +159,7 @@ def test_prompt_and_calibration_under_a_limit_of_addresses(tmp_path: Path, metho
         "kv_cache": {**PACKED["kv_cache"], "method": method, "pool_bytes": "auto"},
         "calibration": {**PACKED["calibration"], "refine": "off"},
     }
-    with server_process(tmp_path, settings, prepare=limited(MIN_ADDRESS_SPACE_BYTES)) as server:
+    with limited(limit) as there_is, server_process(tmp_path, settings, prepare=there_is.join) as server:
         assert still_answers(server)
         huge = httpx.post(
             f"{server.url}/v1/completions", json={"prompt": [7] * 2_000_000, "max_tokens": 90_000_000}, timeout=60
@@ -136,22 +177,32 @@ def test_prompt_and_calibration_under_a_limit_of_addresses(tmp_path: Path, metho
         assert "Traceback" not in server.log
 
 
-def test_a_control_group_is_the_memory_there_is(tmp_path: Path) -> None:
-    """As a container's or a service's limit: what is planned stays below it, and what cannot be is refused."""
-    with control_group(GIB) as group:
+def test_as_many_prompts_as_are_taken_fit_a_small_control_group(tmp_path: Path) -> None:
+    """The whole pool is used, with exact caches, beside all that a step needs."""
+    settings: dict[str, dict[str, Any]] = {
+        "kv_cache": {"method": "fp16", "pool_bytes": "auto"},
+        "engine": {"max_num_seqs": 64},
+        "prefix_cache": {"disk_bytes": 0},
+    }
+    statuses: list[int] = []
+    with (
+        control_group(SMALL_GROUP_BYTES) as group,
+        server_process(tmp_path, settings, prepare=joining(group)) as server,
+    ):
 
-        def join() -> None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
+        def ask(number: int) -> None:
+            body = {"prompt": [number + 3] * 3900, "max_tokens": 20, "ignore_eos": True}
+            statuses.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=300).status_code)
 
-        store_for(tmp_path / "data", 1)
-        with server_process(tmp_path, {"kv_cache": {"pool_bytes": 2 * GIB}}, prepare=join, ready=False) as server:
-            reason = reason_of_being_unready(server)
-            assert "asks for 2.0 GiB" in reason and f"control group {group} (1.0 GiB)" in reason
-        with server_process(tmp_path, PACKED, prepare=join) as server:
-            assert still_answers(server)
-            headers = {"Authorization": f"Bearer {server.admin_key}"}
-            body = {"samples": 256, "sample_len": 131072}
-            refused = httpx.post(f"{server.url}/admin/calibrations", json=body, headers=headers)
-            assert refused.status_code == 400 and "GiB are free" in refused.text
-            assert still_answers(server)
-            assert end(server.process) in (0, -signal.SIGTERM)
+        callers = [threading.Thread(target=ask, args=(number,)) for number in range(48)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert server.process.poll() is None, server.log
+        headers = {"Authorization": f"Bearer {server.admin_key}"}
+        status = httpx.get(f"{server.url}/admin/status", headers=headers).json()
+        assert statuses.count(200) > 8 and set(statuses) <= {200, 429, 503}
+        assert still_answers(server) and status["counters"].get("failed_steps", 0) == 0
+        print(Counter(statuses), status["kv"]["budget_bytes"] >> 20, "MiB of pool")
+        assert end(server.process) in (0, -signal.SIGTERM)

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config
+from transformers import dynamic_module_utils
 
 from server.errors import ModelError
 from server.model import loader
@@ -111,3 +112,38 @@ def test_a_broken_folder(how: str, message: str, tmp_path: Path) -> None:
 )
 def test_context_len(config: dict[str, object], expected: int) -> None:
     assert loader.context_len(config) == expected
+
+
+OWN_MODEL = """
+from pathlib import Path
+from mlx_lm.models.llama import Model, ModelArgs
+Path(__file__).with_name("has run").touch()
+"""
+OWN_TOKENIZER = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path({marker!r}).touch()
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer"])
+def test_a_folders_own_code_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = write_tiny_model(tmp_path / "model", "llama")
+    marker = folder / "has run"
+    name, changes = "config.json", {"model_file": "own.py"}
+    (folder / "own.py").write_text(OWN_MODEL)
+    if what == "tokenizer":
+        classes = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
+        name, changes = "tokenizer_config.json", {"tokenizer_class": "OwnTokenizer", "auto_map": classes}
+        (folder / "own.py").write_text(OWN_TOKENIZER.format(marker=str(marker)))
+    (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+    with pytest.raises(ModelError, match=r"model\.trust_remote_code"):
+        loader.load(str(folder), tmp_path, _quiet)
+    assert not marker.exists()
+    loader.load(str(folder), tmp_path, _quiet, trust_remote_code=True)
+    assert marker.exists()

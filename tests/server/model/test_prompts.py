@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from quant_core.slices import run
 from server.errors import BadRequestError
 from server.model.conversation import Conversation
 from server.model.conversation import Json as Message
-from server.model.prompts import TokenizedPrompt, merged_messages
+from server.model.prompts import TokenizedPrompt, merged_messages, render
 from server.model.prompts import chat_prompt as conversation_prompt
 from tests.helpers.fake_tokenizer import FakeTokenizer
+from tests.helpers.tiny_models import tiny_tokenizer
 
 SYSTEM: Message = {"role": "system", "content": "You are terse."}
 
@@ -94,6 +96,26 @@ def test_a_template_that_refuses_is_the_callers_error() -> None:
     messages = [turn("user", "a"), turn("assistant", "b"), turn("assistant", "c"), turn("user", "d")]
     with pytest.raises(BadRequestError, match=r"messages\[2\].*alternate"):
         chat_prompt(FakeTokenizer(alternate=True), messages, 4096)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ messages.append(messages) }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ 'a' * 10 ** 18 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% if %}",
+    ],
+)
+def test_a_hostile_template_does_no_more_than_be_refused(tmp_path: Path, template: str) -> None:
+    """Jinja's sandbox holds it, whoever sends it."""
+    conversation = Conversation((turn("user", "a"),), chat_template=template)
+    with pytest.raises(BadRequestError, match="the model's chat template refuses"):
+        run(render(tiny_tokenizer(tmp_path), conversation))
 
 
 def test_what_a_strict_template_refuses_is_merged_for_it() -> None:
