@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing as mp
 import os
 import random
@@ -9,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from quant_core.artifact.store import ArtifactStore
 from quant_core.errors import ArtifactInUseError
 from quant_core.proof.random_codec import random_codec
-from tests.faults.process import ROOT, environment
+from tests.faults.process import ROOT, ServerProcess, environment, server_process
+from tests.faults.stored import PACKED, store_for
+from tests.server.http.conftest import eventually
 
 NUM_TOGETHER = 100
 NUM_KILLS = 8
@@ -138,6 +142,68 @@ def test_kill_9_at_any_moment_leaves_a_store_that_opens_clean(tmp_path: Path, nu
         active = store.active("m")
         assert active is None or active in {m.artifact_id for m in store.list()}
     print(f"{left} leftovers of {num} kills were removed")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose active artifact is damaged, and three of six others."""
+    folder = tmp_path_factory.mktemp("served")
+    ids = store_for(folder / "data", 6)
+    for artifact_id, damage in zip(ids, DAMAGES, strict=False):
+        path = folder / "data" / "artifacts" / artifact_id / "manifest.json"
+        data = json.loads(path.read_text())
+        del data["checksums"]["manifest.json"]
+        path.write_text(damage(data))
+    with server_process(folder, PACKED) as running:
+        yield running
+
+
+def changed(data: dict[str, Any], **fields: Any) -> str:
+    return json.dumps({**data, **fields})
+
+
+def without_width(data: dict[str, Any]) -> str:
+    data["layers"]["0"]["keys"]["sections"][0]["subvec_dim"] = 0
+    return json.dumps(data)
+
+
+DAMAGES: list[Callable[[dict[str, Any]], str]] = [
+    without_width,
+    lambda data: changed(data, checksums=None),
+    lambda data: changed(data, created_at=None),
+    lambda data: "{no JSON",
+]
+
+
+def admin(server: ServerProcess, method: str, path: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {server.admin_key}"}
+    return httpx.request(method, f"{server.url}/admin/artifacts{path}", headers=headers, timeout=60)
+
+
+def test_damaged_manifests_neither_end_nor_cripple_a_server(server: ServerProcess) -> None:
+    eventually(lambda: '"packed"' in httpx.get(f"{server.url}/readyz").text, "it packs with another codec", 60)
+    listed = admin(server, "GET", "").json()["data"]
+    damaged = [a["id"] for a in listed if a["damaged"]]
+    assert len(damaged) == len(DAMAGES) and all(a["problem"] for a in listed if a["damaged"])
+    for artifact_id in damaged:
+        assert admin(server, "POST", f"/{artifact_id}/activate").status_code == 409
+        assert admin(server, "DELETE", f"/{artifact_id}").status_code == 200
+    assert not any(a["damaged"] for a in admin(server, "GET", "").json()["data"])
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=60).status_code == 200
+    assert server.process.poll() is None and "Traceback" not in server.log
+
+
+def test_what_another_process_serves_with_is_a_409(server: ServerProcess, tmp_path: Path) -> None:
+    root = server.folder / "data" / "artifacts"
+    listed = admin(server, "GET", "").json()["data"]
+    wanted = next(a["id"] for a in listed if not a["active"] and not a["damaged"])
+    fingerprint = ArtifactStore(root).manifest(wanted).fingerprint
+    with running(tmp_path, HOLD.replace('"m"', repr(fingerprint)), str(root), wanted):
+        refused = admin(server, "DELETE", f"/{wanted}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "artifact_in_use")
+        assert "another process" in refused.text
+    assert admin(server, "DELETE", f"/{wanted}").status_code == 200
 
 
 def test_a_scratch_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from server.config import HTTPConfig, ServerConfig
 from server.http.app import create_app, http_server
 from server.http.connection import ConnectionLimits, LimitedConfig, connections_within
+from tests.faults.process import server_process
 from tests.helpers.fake_engine import FakeEngine, Script
 from tests.server.http.conftest import ADMIN, USER, eventually, running, serve
 
@@ -168,6 +171,22 @@ def test_more_idle_connections_than_descriptors(engine: FakeEngine, caplog: pyte
         assert chat(port, 5) == 200
         print(f"{time.monotonic() - start:.1f} s, {soft} descriptors")
     assert not caplog.records
+
+
+def test_2300_idle_connections_to_a_server_of_its_own(tmp_path: Path) -> None:
+    """More than the limit of open files that mlx-lm sets, as the server was once locked out by."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    with server_process(tmp_path) as server, ExitStack() as stack:
+        before = len(server.log)
+        for _ in range(2300):
+            stack.enter_context(connect(server.port))
+        start = time.monotonic()
+        body = {"messages": USER, "max_tokens": 2}
+        assert httpx.post(f"{server.url}{CHAT}", json=body, timeout=30).status_code == 200
+        print(f"a chat took {time.monotonic() - start:.2f} s, the log grew by {len(server.log) - before} bytes")
+        assert time.monotonic() - start < 5 and len(server.log) - before < 10_000
+        assert psutil.Process(server.process.pid).num_fds() < 1200
 
 
 def test_no_http_is_answered_like_any_error(engine: FakeEngine) -> None:

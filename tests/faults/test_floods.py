@@ -40,7 +40,7 @@ def long_chat(num_words: int) -> dict[str, Any]:
 
 FLOODS = [
     Flood("8 MB of ids", TEXT, {"prompt": [7] * 2_600_000}),
-    Flood("64 x 41k ids", TEXT, {"prompt": [[7] * 41_000 for _ in range(64)]}),
+    Flood("64 x 60k ids", TEXT, {"prompt": [[7] * 60_000 for _ in range(64)]}),
     Flood("8 x 1 MB of words", TEXT, {"prompt": ["word " * 190_000 for _ in range(8)]}),
     Flood("10 chats of 1.4 MB, hung up", CHAT, long_chat(280_000), 10, hung_up=True),
     Flood("30 chats of 1 MB", CHAT, long_chat(200_000), 30),

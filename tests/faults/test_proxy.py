@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import httpx
 import pytest
 
 from tests.faults.nginx import NGINX, nginx
-from tests.helpers.fake_engine import FakeEngine
-from tests.server.http.conftest import ADMIN, ADMIN_KEY, serve
+from tests.helpers.fake_engine import FakeEngine, Script
+from tests.server.http.conftest import ADMIN, ADMIN_KEY, USER, serve
 
 ADMIN_CALLS = (
     ("GET", "/admin/status"),
@@ -57,6 +58,17 @@ def test_a_stock_nginx_opens_nothing_to_its_visitors(server: int, tmp_path: Path
         assert visitor.get("/v1/models").status_code == 200
         owner = {"Authorization": f"Bearer {ADMIN_KEY}"}
         assert visitor.get("/admin/status", headers=owner).json()["state"] == "ready"
+
+
+@needs_nginx
+def test_a_stream_comes_through_a_stock_nginx_as_it_is_written(tmp_path: Path) -> None:
+    engine = FakeEngine(script=Script(pieces=("a",) * 10, token_delay_s=0.1))
+    with serve(engine) as upstream, nginx(tmp_path, upstream) as port:
+        body = {"messages": USER, "stream": True}
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as answer:
+            arrivals = [time.monotonic() for line in answer.iter_lines() if line.startswith("data: {")]
+    engine.close()
+    assert arrivals[-1] - arrivals[0] > 0.5
 
 
 @pytest.mark.parametrize("headers", FORGED, ids=lambda headers: ",".join(headers) or "none")

@@ -124,3 +124,15 @@ async def test_a_share_goes_to_a_key_else_to_an_address(engine: FakeEngine) -> N
     # The prompts of one HTTP request are one share.
     groups = [request.group_id for request in asked[3:]]
     assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
+async def test_no_answer_tells_a_key(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    keys = AccessKeys(api=("sk-one-secret",), admin=("adm-secret",))
+    with caplog.at_level("DEBUG"):
+        client = in_process(engine, keys=keys, page=True)
+        await client.post("/v1/chat/completions", json=MESSAGE, headers=bearer("sk-one-secret"))
+        await client.post("/v1/chat/completions", json=MESSAGE, headers=bearer("sk-two-secret"))
+        for route in ("/", "/metrics", "/openapi.json", "/readyz", "/v1/models", "/admin/status", "/admin/health"):
+            answer = await client.get(route, headers=bearer("adm-secret"))
+            assert answer.status_code in (200, 404) and "-secret" not in answer.text, route
+    assert "-secret" not in caplog.text
