@@ -185,7 +185,7 @@ def test_2300_idle_connections_to_a_server_of_its_own(tmp_path: Path) -> None:
         body = {"messages": USER, "max_tokens": 2}
         assert httpx.post(f"{server.url}{CHAT}", json=body, timeout=30).status_code == 200
         print(f"a chat took {time.monotonic() - start:.2f} s, the log grew by {len(server.log) - before} bytes")
-        assert time.monotonic() - start < 5 and len(server.log) - before < 10_000
+        assert time.monotonic() - start < 15 and len(server.log) - before < 10_000
         assert psutil.Process(server.process.pid).num_fds() < 1200
 
 
