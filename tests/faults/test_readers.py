@@ -50,7 +50,7 @@ http: {port: 8080, allowed_hosts: [box.local]}
 data_dir: ~/vecinfer  # here
 """
 SAID = {"role": "user", "content": "Hello"}
-RESPONSES = [
+RESPONSES: list[dict[str, Any]] = [
     {"id": "resp_1", "previous_response_id": None, "output": [{"id": "msg_1", "text": "one"}]},
     {"id": "resp_2", "previous_response_id": "resp_1", "output": [{"id": "msg_2", "text": "two"}]},
 ]

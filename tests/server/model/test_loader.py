@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import mlx.core as mx
@@ -135,7 +136,7 @@ def test_a_folders_own_code_runs_only_where_it_is_trusted(
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = write_tiny_model(tmp_path / "model", "llama")
     marker = folder / "has run"
-    name, changes = "config.json", {"model_file": "own.py"}
+    name, changes = "config.json", dict[str, Any](model_file="own.py")
     (folder / "own.py").write_text(OWN_MODEL)
     if what == "tokenizer":
         classes = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
