@@ -24,10 +24,11 @@ def install_command(requirement: str, prefix: Path | None = None) -> str:
     """
     prefix = Path(sys.prefix) if prefix is None else prefix
     python = prefix / "bin" / "python"
-    if (prefix / "uv-receipt.toml").exists() or _made_by_uv(prefix):
-        return f"uv pip install --python '{python}' '{requirement}'"
+    # Before uv: pipx may have one of its own, which is on nobody's path.
     if (prefix / "pipx_metadata.json").exists():
         return f"pipx inject {prefix.name} '{requirement}'"
+    if (prefix / "uv-receipt.toml").exists() or _made_by_uv(prefix):
+        return f"uv pip install --python '{python}' '{requirement}'"
     return f"'{python}' -m pip install '{requirement}'"
 
 

@@ -110,18 +110,41 @@ def test_uv_installs_it_into_nothing_and_it_serves_from_anywhere(
     places = uv_environment(tmp_path)
     done = run(uv, "tool", "install", "--python", sys.executable, one(built, "*.whl"), changes=places)
     assert done.returncode == 0, done.stderr[-3000:]
-    vecinfer = tmp_path / "bin" / "vecinfer"
-    version = run(vecinfer, "--version", cwd=tmp_path).stdout
+    it_serves(tmp_path, ("uv", uv), places, demo_model_dir)
+
+
+@pytest.mark.full
+@pytest.mark.demo
+def test_pipx_installs_a_checkout_and_it_serves_from_anywhere(tmp_path: Path, demo_model_dir: Path) -> None:
+    (tmp_path / "home").mkdir()
+    assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
+    done = run(tmp_path / "venv" / "bin" / "pip", "install", "--quiet", "pipx")
+    assert done.returncode == 0, done.stderr[-3000:]
+    pipx = str(tmp_path / "venv" / "bin" / "pipx")
+    places = {"HOME": tmp_path / "home", "PIPX_HOME": tmp_path / "pipx", "PIPX_BIN_DIR": tmp_path / "bin"}
+    changes = {name: str(place) for name, place in places.items()}
+    done = run(pipx, "install", "--python", sys.executable, ".", changes=changes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    it_serves(tmp_path, ("pipx", pipx), changes, demo_model_dir)
+
+
+def it_serves(folder: Path, installer: tuple[str, str], places: Mapping[str, str], demo_model_dir: Path) -> None:
+    """`folder`/bin/vecinfer names its commit; what it says is missing is added as it says; the demo model answers."""
+    vecinfer = folder / "bin" / "vecinfer"
+    version = run(vecinfer, "--version", cwd=folder).stdout
     assert version.startswith("vecinfer-server "), version
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        assert re.search(r"[0-9a-f]{12}", version), version
     if sys.platform == "linux":
         # MLX has no back end yet: what it says to run is run.
-        missing = run(vecinfer, "serve", "--model", "demo", cwd=tmp_path)
+        missing = run(vecinfer, "serve", "--model", "demo", cwd=folder)
         assert missing.returncode == 1 and "Traceback" not in missing.stderr
-        command = missing.stderr.splitlines()[1].strip().replace("uv ", f"'{uv}' ", 1)
-        assert "mlx[cpu]==" in command
-        added = run("bash", "-c", command, cwd=tmp_path, changes=places)
+        command = missing.stderr.splitlines()[1].strip()
+        assert command.startswith(f"{installer[0]} ") and "mlx[cpu]==" in command
+        command = command.replace(f"{installer[0]} ", f"'{installer[1]}' ", 1)
+        added = run("bash", "-c", command, cwd=folder, changes=places)
         assert added.returncode == 0, added.stderr
-    with installed_server(vecinfer, tmp_path, demo_model_dir.parents[1]) as url:
+    with installed_server(vecinfer, folder, demo_model_dir.parents[1]) as url:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         body: dict[str, Any] = {"messages": question, "max_tokens": 12, "temperature": 0}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
@@ -132,7 +155,7 @@ def test_uv_installs_it_into_nothing_and_it_serves_from_anywhere(
 def installed_server(vecinfer: Path, folder: Path, data: Path) -> Iterator[str]:
     """`vecinfer serve --model demo` in another folder, with exact caches so that nothing is fitted."""
     home, port = folder / "home", free_port()
-    (home / "data" / "models").mkdir(parents=True)
+    (home / "data" / "models").mkdir(parents=True, exist_ok=True)
     for model in (data / "models").iterdir():
         (home / "data" / "models" / model.name).symlink_to(model)
     environment = child_environment(HOME=str(home), VECINFER_HOME=str(home / "data"))

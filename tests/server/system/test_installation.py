@@ -29,6 +29,12 @@ def test_the_command_fits_the_installer(tmp_path: Path, file: str, text: str, st
     assert command.startswith(starts) and command.endswith("'mlx[cpu]'")
 
 
+def test_pipx_over_its_own_uv_is_pipx(tmp_path: Path) -> None:
+    (tmp_path / "pyvenv.cfg").write_text("home = /x\nuv = 0.9\n")
+    (tmp_path / "pipx_metadata.json").write_text("{}")
+    assert install_command("mlx[cpu]", tmp_path).startswith("pipx inject ")
+
+
 def test_the_remedy_names_our_version_of_mlx() -> None:
     assert re.search(r"'mlx\[cpu\]==[\d.]+'\n.*\n.*'mlx\[cuda\d*\]==[\d.]+'", backend_remedy())
     assert installation._mlx("cpu") != installation._mlx("cuda")
