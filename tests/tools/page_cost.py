@@ -32,7 +32,7 @@ from server.config import ServerConfig, user_data_dir
 from tests.faults.process import ServerProcess, server_process
 from tests.server.http.page.browsing import Seen, log_in, tab
 
-IDLE_S = 10.0
+IDLE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def decode(server: ServerProcess, num_tokens: int) -> Turn:
 
 
 async def read(url: str, key: str, num_readers: int) -> None:
-    """Follow the live feed until the process is ended."""
+    """Follow the live feed until the process is ended; a line for every piece that comes."""
     async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=num_readers)) as client:
 
         async def one() -> None:
             async with client.stream("GET", f"{url}/admin/live", headers={"Authorization": f"Bearer {key}"}) as answer:
                 async for _ in answer.aiter_bytes():
-                    pass
+                    print(flush=True)
 
         await asyncio.gather(*(one() for _ in range(num_readers)))
 
@@ -113,14 +113,19 @@ def readers(server: ServerProcess, num_readers: int) -> Iterator[None]:
         server.admin_key,
         str(num_readers),
     ]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(num_readers):
+        assert process.stdout.readline(), "the readers ended"
+    started = time.monotonic()
     try:
-        time.sleep(3)
-        assert process.poll() is None
         yield
     finally:
         process.terminate()
+        num_told, seconds = process.stdout.read().count(b"\n"), time.monotonic() - started
         process.wait()
+    # One a second each, as far as the machine lets them.
+    assert num_told > 0.3 * num_readers * seconds, f"{num_told} pieces in {seconds:.0f} s"
 
 
 @contextmanager

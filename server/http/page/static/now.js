@@ -85,7 +85,7 @@ function drawPool(parent, data) {
 
 function drawRunning(parent, running) {
   const rows = running.map((one) => [
-    [el("i", { class: `chip ${colourOf(one)}` }), el("code", { class: "break" }, one.id.slice(-8))], one.route, phaseOf(one), number(one.generated_tokens), number(one.tokens_per_s, 1), one.pages ? number(one.pages) : "–", duration(one.age_s),
+    [el("i", { class: `chip ${colourOf(one)}` }), el("code", {}, one.id.slice(-8))], one.route, phaseOf(one), number(one.generated_tokens), number(one.tokens_per_s, 1), one.pages ? number(one.pages) : "–", duration(one.age_s),
     el("button", { type: "button", class: "danger", "data-key": one.id, "aria-label": `Cancel ${one.id.slice(-8)}`, onclick: () => request("POST", `/admin/requests/${encodeURIComponent(one.id)}/cancel`).catch(complain) }, "Cancel")]);
   update(parent, el("h2", {}, "Running"), table("Running conversations", ["request", "route", "phase", "tokens", "tokens/s", "pages", "age", ""], rows, "No conversation runs.", running.map((one) => one.id)));
 }
