@@ -34,6 +34,10 @@ class AttentionView(Protocol):
         `sink_logits [Hq]`: a learned sink of every head, one more term of the softmax's denominator.
         """
 
+    def astype(self, dtype: mx.Dtype) -> AttentionView:
+        """Itself, for models that ask for keys in float32: attention's own sums are float32 in every back end."""
+        return self
+
 
 def install() -> None:
     """Patch mlx-lm's attention. Idempotent, but for models loaded since; reversed by `uninstall()`."""

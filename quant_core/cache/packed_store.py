@@ -281,7 +281,12 @@ class PackedStore:
         return read_caches(self._model)
 
     def flush(self, batches: Iterable[Caches]) -> int:
-        """Write the complete pages of these batches if any is due."""
+        """After a step: write the complete pages of these batches if any is due."""
+        batches = list(batches)
+        for caches in batches:
+            for cache in caches:
+                if isinstance(cache, BatchVQCache):
+                    cache.forget_view()
         return flush_rows(_rows(batches), self.arena, self.backend, ahead=1)
 
     def held(self, batches: Iterable[Caches]) -> HeldBytes:

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from quant_core.attention import adapters
 from quant_core.cache.costs import cache_costs, read_caches, row_cost
 from quant_core.cache.snapshot_bytes import pack_tree, restore_states, unpack_tree
 from quant_core.cache.store import Caches, HeldBytes, LayerProof, StoreUsage, TokenIds
@@ -83,6 +84,7 @@ class PlainStore:
         self.reservations: set[PlainReservation] = set()
         self.snapshots: set[PlainSnapshot] = set()
         self._model = model
+        adapters.install()
         self._costs = cache_costs(model)
         check_batchable(model)
 

@@ -22,6 +22,7 @@ ONE_ROW = {
     "afm7": "the padding of a batch changes its answers",
     "gpt_bigcode": "it takes the positions of all rows for one number",
     "longcat_flash_ngram": "the caches of its n-grams cannot be joined",
+    "phi3small": "its blocks of attention count the padding of a batch",
 }
 
 

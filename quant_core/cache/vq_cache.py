@@ -51,6 +51,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         self.rings = rings if rings is not None else layer.empty_rings(len(rows))
         self.pending: list[list[PendingCodes]] = [[] for _ in rows]
         self._left: list[int] | None = None
+        self._view: Any = None
         self._hold_rows()
 
     # What attention calls
@@ -74,7 +75,18 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             view: Any = DecodeView(self.layer, self.rings, self.rows, starts, values.dtype)
         else:
             view = self._prefill(keys, values, starts, lengths)
+        self._view = view
         return view, view
+
+    def keys_and_values(self) -> tuple[Any, Any]:
+        """What `update_and_fetch` returned last, for a later layer of the same step that reads this one's keys."""
+        if self._view is None:
+            raise PoolError("a packed layer's keys are there for the layers of one step")
+        return self._view, self._view
+
+    def forget_view(self) -> None:
+        """After a step: let go of its new vectors."""
+        self._view = None
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:
         """None or "causal": rows are never padded, and attention knows each row's positions."""
@@ -197,6 +209,7 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
         new.rings = self.rings
         new.pending = [list(p) for p in self.pending]
         new._left = self._left
+        new._view = None
         new._hold_rows()
         return new
 

@@ -190,13 +190,19 @@ def _run(
         _, responses = generator.next()
         store.flush([b.prompt_cache for b in (generator._generation_batch, generator._prompt_batch) if b.prompt_cache])
         for response in responses:
-            logprobs = np.array(response.logprobs.astype(mx.float32), np.float64)
-            found.setdefault(rows[response.uid], []).append(logprobs - logprobs.mean())
+            found.setdefault(rows[response.uid], []).append(_centred(response.logprobs))
             response.prompt_cache = None
             if response.finish_reason is not None:
                 del rows[response.uid]
         step += 1
     return [np.stack(found[i]) for i in range(len(works))]
+
+
+def _centred(logprobs: mx.array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Without their mean; tokens that a model never says (-inf) are left out."""
+    values = np.array(logprobs.astype(mx.float32), np.float64)
+    said = np.isfinite(values)
+    return np.where(said, values - values[said].mean(), 0.0)
 
 
 def _teller(tokens: Sequence[int]) -> Any:

@@ -88,13 +88,16 @@ def _without_weights(config: dict[str, Any]) -> Any:
 
 
 def count_weights(model: Any, config: dict[str, Any]) -> tuple[int, int]:
-    """All weights, and those read for a token: a share of the experts, one row of an input embedding of its own."""
+    """All weights, and those read for a token: a share of the experts, one row of embeddings that are no head too."""
     text = {**config, **(config.get("text_config") or {})}
     sizes = {name: int(array.size) for name, array in tree_flatten(model.parameters())}
     total = sum(sizes.values())
     per_token = next((text[k] for k in _TOP_K_KEYS if text.get(k)), 1)
     experts = [m.weight.shape for _, m in model.named_modules() if isinstance(m, SwitchLinear)]
     unread = sum(e * out * width * (1 - min(per_token, e) / e) for e, out, width in experts)
+    embeddings = {name: size for name, size in sizes.items() if "embed" in name or "wte" in name}
+    by_layer = sum(embeddings.pop(name) for name in list(embeddings) if "embed_tokens_per_layer" in name)
+    unread += by_layer
     if any("lm_head" in name for name in sizes):
-        unread += max(size for name, size in sizes.items() if "embed" in name or "wte" in name)
+        unread += max(embeddings.values())
     return total, int(total - unread)

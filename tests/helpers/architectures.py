@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx_lm.models
 from mlx.utils import tree_map_with_path
 
+from tests.helpers.metal_stand_ins import allow_olmo, stand_in
+
 VOCAB_SIZE = 160
 NUM_LAYERS = 4
 # Modules of mlx_lm.models that are no architecture of their own.
@@ -20,14 +22,6 @@ HELPERS = frozenset(
     ["activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils", "ssm",
      "switch_layers"]
 )  # fmt: skip
-# What cannot be built here, and why.
-NOT_BUILT = {
-    "olmo": "mlx-lm wants the package ai2-olmo for it",
-    "bitnet": "its layers have Metal kernels only",
-    "muse_spark": "its layers have Metal kernels only",
-    "phi3small": "its block-sparse attention corrupts memory on a CPU (MLX 0.32.4)",
-    "prism_hadamard_qwen35": "its weights are 2-bit packs with a manifest; its layers are those of qwen3_5",
-}
 _FULL = "full_attention"
 _MIXED = ["sliding_attention", _FULL] * 2
 _MOE: dict[str, Any] = {
@@ -169,10 +163,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_transformer_layers": NUM_LAYERS, "ffn_dim_divisor": 8, "num_query_heads": [4] * NUM_LAYERS,
         "num_kv_heads": [2] * NUM_LAYERS, "ffn_multipliers": [1.5] * NUM_LAYERS,
     },
-    "phi3small": {
-        "dense_attention_every_n_layers": 2, "gegelu_limit": 20.0, "blocksparse_num_local_blocks": 1,
-        "blocksparse_vert_stride": 2,
-    },
     "phimoe": {
         "rope_scaling": {
             "type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8, "short_mscale": 1.0,
@@ -191,6 +181,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attention_other_setting": {"num_attention_heads": 4, "num_attention_groups": 2},
     },
     "telechat3": {},
+    # Its logits are written at token 100,351 whatever the vocabulary.
+    "phi3small": {
+        "vocab_size": 100_352, "dense_attention_every_n_layers": 2, "gegelu_limit": 20.0,
+        "blocksparse_num_local_blocks": 1, "blocksparse_vert_stride": 2, "mup_embedding_multiplier": 1.0,
+    },
+    "olmo": {"mlp_hidden_size": 96, "embedding_size": VOCAB_SIZE, "rope_theta": 10000.0},
 }  # fmt: skip
 for _name, _text in {
     "gemma3": "gemma3_text", "gemma4": "gemma4_text", "kimi_k25": "deepseek_v3", "kimi_vl": "deepseek_v3",
@@ -200,6 +196,20 @@ for _name, _text in {
     OVERRIDES[_name] = _wrapped(_text)
 OVERRIDES["qwen3_5"] = _wrapped("qwen3_5", **_QWEN_35, num_experts=0)
 OVERRIDES["qwen3_5_moe"] = _wrapped("qwen3_5_moe", **_QWEN_35)
+# One matrix in 2-bit packs turned by a Hadamard transform; the others as in qwen3_5.
+_PACKED_MATRIX = {"path": "model.layers.0.mlp.gate_proj", "embedding": False, "dtype": "float16", "block": 512}
+OVERRIDES["prism_hadamard_qwen35"] = {
+    **_wrapped("qwen3_5", **_QWEN_35, num_experts=0, hidden_size=512),
+    "schema_version": 1,
+    "tensor_namespace": "mlx-lm-text",
+    "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+    "modules": [_PACKED_MATRIX],
+}
+OVERRIDES["muse_spark"] = _wrapped(
+    "muse_spark", post_norm_eps=1e-5, rope_parameters={"rope_theta": 1e4}, layer_rope_theta=[1e4, 1e4, 1e4, 0.0],
+    layer_types=_MIXED, final_logit_softcapping=30.0, output_multiplier=1.0, moe_hidden_size=32,
+    num_shared_experts=0,
+)  # fmt: skip
 OVERRIDES["kimi_k3"] = _wrapped(
     "kimi_linear", linear_attn_config=_LINEAR, activation_situ_beta=1.0, hidden_act="situ", attn_res_block_size=2
 )
@@ -225,7 +235,10 @@ def architectures() -> list[str]:
 
 def build_architecture(name: str, seed: int = 0) -> Any:
     """A random model of `name`, evaluated, float32; the same seed gives the same weights."""
+    if name == "olmo":
+        allow_olmo()
     module = importlib.import_module(f"mlx_lm.models.{name}")
+    stand_in(name, module)
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict({"model_type": name, **SHARED, **OVERRIDES.get(name, {})}))
     model.set_dtype(mx.float32)
@@ -236,7 +249,13 @@ def build_architecture(name: str, seed: int = 0) -> Any:
 
 
 def _lively(path: str, array: mx.array) -> mx.array:
-    """Weights that start as zeros would hide what they do: learned sinks, gates, biases."""
-    if array.dtype != mx.float32 or bool(mx.any(array != 0)):
+    """Weights that start as zeros would hide what they do: learned sinks, gates, biases, packed matrices."""
+    if path.endswith("weight_scale"):
+        return mx.full(array.shape, 0.125)  # of ternary weights, which are as large as ones
+    if bool(mx.any(array != 0)):
         return array
+    if array.dtype == mx.uint8:
+        return sum(mx.random.randint(0, 3, array.shape) << (2 * i) for i in range(4)).astype(mx.uint8)  # ternary
+    if array.dtype == mx.uint32:
+        return mx.random.randint(0, 2**31 - 1, array.shape, mx.uint32)
     return (2.0 if "sink" in path else 0.1) * mx.random.normal(array.shape)

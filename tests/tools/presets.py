@@ -3,7 +3,8 @@
 Each config.json is written down here as far as mlx-lm needs it, with the number of weights that its makers publish;
 the shape comes from mlx-lm's own modules (`server/memory/built_shape.py`). Where the fields were read: the defaults of
 transformers 5.24's configuration of that model (qwen3.5-9b, qwen3.5-35b-a3b, gpt-oss-120b, glm-4-9b, glm-4.5-air,
-glm-4.7-flash, ministral-3-8b), the model's card (qwen3.6), a copy of its config.json (gpt-oss-20b), or, where only
+glm-4.7-flash, ministral-3-8b), the model's card (qwen3.6), copies of its config.json (gpt-oss-20b, gemma-4; of
+gemma-4-e2b's 5.1 billion .45 are its encoders of images and sound), or, where only
 their makers' tables are at hand, fields that give the published number of weights (gemma-3, lfm2, granite-4.0,
 mistral-small).
 """
@@ -62,6 +63,17 @@ def _gemma3(hidden: int, layers: int, ff: int, q: int, kv: int, dim: int, window
     }  # fmt: skip
 
 
+def _gemma4(layers: int, period: int, **text: Any) -> dict[str, Any]:
+    kinds = [_FULL if i % period == period - 1 else _SLIDING for i in range(layers)]
+    return {
+        "model_type": "gemma4", "text_config": {
+            "model_type": "gemma4_text", "num_hidden_layers": layers, "layer_types": kinds, "head_dim": 256,
+            "global_head_dim": 512, "vocab_size": 262144, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072,
+            "final_logit_softcapping": 30.0, "tie_word_embeddings": True, **text,
+        },
+    }  # fmt: skip
+
+
 def _granite_h(hidden: int, q: int, kv: int, experts: int, top_k: int, ff: int, shared: int) -> dict[str, Any]:
     return {
         "model_type": "granitemoehybrid", "hidden_size": hidden, "num_hidden_layers": 40, "intermediate_size": ff,
@@ -86,6 +98,9 @@ def _lfm2(layers: int, attention: tuple[int, ...], **more: Any) -> dict[str, Any
     }  # fmt: skip
 
 
+_GEMMA4_LARGE: dict[str, Any] = {
+    "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "sliding_window": 1024, "use_double_wide_mlp": False,
+}  # fmt: skip
 _QWEN3_5_27B = _qwen3_5(5120, 64, 24, 4, 48, intermediate_size=17408)
 _QWEN3_5_35B = {
     **_qwen3_5(
@@ -125,6 +140,28 @@ MODELS: dict[str, tuple[dict[str, Any], float]] = {
     "gemma-3-12b": (_gemma3(3840, 48, 15360, 16, 8, 256, 1024), 11.77),
     "gemma-3-27b": (_gemma3(5376, 62, 21504, 32, 16, 128, 1024), 27.0),
     "gemma3-270m": (_gemma3(640, 18, 2048, 4, 1, 256, 512), 0.268),
+    "gemma-4-e2b": (
+        _gemma4(
+            35, 5, hidden_size=1536, intermediate_size=6144, num_attention_heads=8, num_key_value_heads=1,
+            num_kv_shared_layers=20, hidden_size_per_layer_input=256, sliding_window=512, use_double_wide_mlp=True,
+        ),
+        4.65,
+    ),
+    "gemma-4-26b-a4b": (
+        _gemma4(
+            30, 6, hidden_size=2816, intermediate_size=2112, num_attention_heads=16, num_key_value_heads=8,
+            num_global_key_value_heads=2, attention_k_eq_v=True, enable_moe_block=True, num_experts=128,
+            top_k_experts=8, moe_intermediate_size=704, **_GEMMA4_LARGE,
+        ),
+        25.2,
+    ),
+    "gemma-4-31b": (
+        _gemma4(
+            60, 6, hidden_size=5376, intermediate_size=21504, num_attention_heads=32, num_key_value_heads=16,
+            num_global_key_value_heads=4, attention_k_eq_v=True, **_GEMMA4_LARGE,
+        ),
+        30.7,
+    ),
     "glm-4-9b": (
         _llama(
             4096, 40, 13696, 32, 2, 151552, False, model_type="glm4", head_dim=128, attention_bias=True,

@@ -1,0 +1,61 @@
+"""Models whose own attention mlx-lm gets wrong read a prompt at once as they read it token by token, which is right."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache
+
+from quant_core.attention import adapters
+from tests.helpers.architectures import build_architecture
+
+PROMPT = mx.array([np.random.default_rng(0).integers(1, 150, 150).tolist()])
+
+
+def as_mlx_lm_has_it(name: str) -> ModuleType:
+    """The model's module anew, without our corrections."""
+    spec = importlib.util.find_spec(f"mlx_lm.models.{name}")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["olmo", "phi3small"])
+def both(request: pytest.FixtureRequest) -> tuple[object, object]:
+    """A corrected model, and mlx-lm's own with the same weights."""
+    mx.disable_compile()
+    model = build_architecture(request.param)
+    adapters.install()
+    plain = as_mlx_lm_has_it(request.param).Model(model.args)
+    plain.load_weights(tree_flatten(model.parameters()))
+    return model, plain
+
+
+def logits(model: object, chunk: int) -> np.ndarray:  # type: ignore[type-arg]
+    caches = [KVCache() for _ in model.layers]  # type: ignore[attr-defined]
+    found = [model(PROMPT[:, i : i + chunk], cache=caches) for i in range(0, PROMPT.size, chunk)]  # type: ignore[operator]
+    values = np.array(mx.concatenate(found, axis=1))[0]
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def test_a_prompt_at_once_is_read_as_token_by_token(both: tuple[object, object]) -> None:
+    corrected, plain = both
+    want = logits(plain, 1)
+    for chunk in (150, 64, 23, 1):
+        assert np.allclose(logits(corrected, chunk), want, atol=1e-4)
+
+
+def test_mlx_lm_alone_gets_the_prompt_wrong(both: tuple[object, object]) -> None:
+    """When this fails, mlx-lm has mended the model and its correction can go."""
+    _, plain = both
+    try:
+        at_once = logits(plain, 150)
+    except (TypeError, ValueError):
+        return
+    assert not np.allclose(at_once, logits(plain, 1), atol=1e-2)
