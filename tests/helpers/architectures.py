@@ -255,7 +255,13 @@ def _lively(path: str, array: mx.array) -> mx.array:
     if bool(mx.any(array != 0)):
         return array
     if array.dtype == mx.uint8:
-        return sum(mx.random.randint(0, 3, array.shape) << (2 * i) for i in range(4)).astype(mx.uint8)  # ternary
+        return _ternary(array.shape)
     if array.dtype == mx.uint32:
         return mx.random.randint(0, 2**31 - 1, array.shape, mx.uint32)
     return (2.0 if "sink" in path else 0.1) * mx.random.normal(array.shape)
+
+
+def _ternary(shape: tuple[int, ...]) -> mx.array:
+    """Four weights of 0, 1 or 2 a byte, which mean -1, 0 and 1."""
+    codes = mx.random.randint(0, 3, (*shape, 4))
+    return (codes * mx.array([1, 4, 16, 64])).sum(-1).astype(mx.uint8)

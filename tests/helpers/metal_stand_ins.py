@@ -26,7 +26,7 @@ def allow_olmo() -> None:
 
 
 def _bitnet(module: Any) -> None:
-    def product(self: Any, x: mx.array, packed_weights: mx.array) -> mx.array:
+    def product(self: Any, x: mx.array, packed_weights: mx.array) -> Any:
         """`x W^T scale`, W ternary: row r + i out / 4 is bits 2i and 2i + 1 of packed row r, less one."""
         rows = [((packed_weights >> (2 * i)) & 3).astype(x.dtype) - 1 for i in range(4)]
         scale = 1 / self.weight_scale if self.invert_weight_scales else self.weight_scale

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -27,31 +29,32 @@ def as_mlx_lm_has_it(name: str) -> ModuleType:
 
 
 @pytest.fixture(params=["olmo", "phi3small"])
-def both(request: pytest.FixtureRequest) -> tuple[object, object]:
+def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     """A corrected model, and mlx-lm's own with the same weights."""
     mx.disable_compile()
     model = build_architecture(request.param)
     adapters.install()
     plain = as_mlx_lm_has_it(request.param).Model(model.args)
     plain.load_weights(tree_flatten(model.parameters()))
-    return model, plain
+    yield model, plain
+    mx.enable_compile()
 
 
-def logits(model: object, chunk: int) -> np.ndarray:  # type: ignore[type-arg]
-    caches = [KVCache() for _ in model.layers]  # type: ignore[attr-defined]
-    found = [model(PROMPT[:, i : i + chunk], cache=caches) for i in range(0, PROMPT.size, chunk)]  # type: ignore[operator]
+def logits(model: Any, chunk: int) -> np.ndarray[Any, Any]:
+    caches = [KVCache() for _ in model.layers]
+    found = [model(PROMPT[:, i : i + chunk], cache=caches) for i in range(0, PROMPT.size, chunk)]
     values = np.array(mx.concatenate(found, axis=1))[0]
     return np.where(np.isfinite(values), values, 0.0)
 
 
-def test_a_prompt_at_once_is_read_as_token_by_token(both: tuple[object, object]) -> None:
+def test_a_prompt_at_once_is_read_as_token_by_token(both: tuple[Any, Any]) -> None:
     corrected, plain = both
     want = logits(plain, 1)
     for chunk in (150, 64, 23, 1):
         assert np.allclose(logits(corrected, chunk), want, atol=1e-4)
 
 
-def test_mlx_lm_alone_gets_the_prompt_wrong(both: tuple[object, object]) -> None:
+def test_mlx_lm_alone_gets_the_prompt_wrong(both: tuple[Any, Any]) -> None:
     """When this fails, mlx-lm has mended the model and its correction can go."""
     _, plain = both
     try:

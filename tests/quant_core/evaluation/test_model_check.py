@@ -10,7 +10,7 @@ import pytest
 from quant_core.cache.side_by_side import reads_side_by_side
 from quant_core.cache.vq_cache import BatchVQCache
 from quant_core.evaluation.model_check import check_model
-from tests.helpers.architectures import NOT_BUILT, architectures, build_architecture
+from tests.helpers.architectures import architectures, build_architecture
 from tests.tools.model_list import PAGE, row
 
 # One of each kind of cache and attention: CI's share of the list. The others are of `deploy/run-tests --full`.
@@ -40,7 +40,7 @@ def test_the_list_has_a_row_for_every_architecture_and_no_other() -> None:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:]
     assert names == architectures()
-    assert set(NOT_BUILT) <= set(names)
+    assert "not tried" not in PAGE.read_text(encoding="utf-8")
 
 
 def test_a_wrong_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,12 @@ def test_a_batch_that_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not check.holds
 
 
-@pytest.mark.parametrize(("name", "able"), [("mamba2", True), ("mamba", False), ("jamba", False), ("llama", True)])
+@pytest.mark.parametrize(
+    ("name", "able"),
+    [("mamba2", True), ("lfm2", True), ("llama", True), ("mamba", False), ("jamba", False),
+     # Of these little reaches the state: 8 %, 6 % and .2 % of the log-probabilities' norm.
+     ("recurrent_gemma", False), ("rwkv7", False), ("nemotron_h", False)],
+)  # fmt: skip
 def test_padding_that_reaches_a_recurrent_state_is_found(name: str, able: bool) -> None:
     mx.disable_compile()
     try:

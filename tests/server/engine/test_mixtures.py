@@ -1,7 +1,8 @@
-"""Eight rows at once on every mixture of caches, joining, leaving and resuming, answer as each alone. Greedy, float32."""
+"""Eight rows at once on every mixture of caches, joining, leaving and resuming, answer as each alone."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,7 +108,7 @@ def in_company(model: Any, tokenizer: Any) -> list[tuple[GenerationRequest, Answ
     later = [asked(f"later {i}", *shape) for i, shape in enumerate(LATER)]
     with serving(model, tokenizer, store_of(model, 0.5), context_len=CONTEXT, max_num_seqs=NUM_ROWS) as loop:
         for head, length in enumerate(HEADS):
-            ask(loop, request(f"head {head}", tokens(length, head) + (7, 8), 1, boundaries=(length,)))
+            ask(loop, request(f"head {head}", (*tokens(length, head), 7, 8), 1, boundaries=(length,)))
         gone = loop.stream(asked("gone", None, 90, 60))
         streams = submitted_at_once(loop, first)
         next(e for e in gone if isinstance(e, TokenEvent))
@@ -123,17 +124,12 @@ def in_company(model: Any, tokenizer: Any) -> list[tuple[GenerationRequest, Answ
 def apart(a: Answer, b: Answer) -> float:
     """The largest difference of two answers' log-probabilities, token by token; infinite where tokens differ."""
     if a.tokens() != b.tokens():
-        return np.inf
-    pairs = [
-        (x.logprob, y.logprob)
-        for e, f in zip(_entries(a), _entries(b), strict=True)
-        for x, y in zip(e[:1], f[:1], strict=True)
-    ]
-    return max(abs(x - y) for x, y in pairs)
+        return math.inf
+    return max(abs(x - y) for x, y in zip(_logprobs(a), _logprobs(b), strict=True))
 
 
-def _entries(answer: Answer) -> list[Any]:
-    return [entry for e in answer.of(TokenEvent) for entry in e.logprobs]
+def _logprobs(answer: Answer) -> list[float]:
+    return [entry[0].logprob for e in answer.of(TokenEvent) for entry in e.logprobs]
 
 
 def worst_difference(name: str, tokenizer: Any) -> float:

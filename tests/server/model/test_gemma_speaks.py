@@ -37,6 +37,14 @@ NEXT = [
     529, 506, 563, 15687, 236761, 108, 5279, 3890, 37423, 38167,
 ]  # fmt: skip
 QUESTION = "What is the capital of France?"
+# None of them is about a capital. After sums the model says a number even in mlx-lm's own caches.
+KNOWN = [
+    ("What color is the sky?", "Blue"), ("How many legs has a spider?", "Eight"),
+    ("Who wrote Hamlet?", "Shakespeare"), ("What do bees make?", "Honey"),
+    ("Which planet is closest to the sun?", "Mercury"), ("What is the largest ocean?", "Pacific"),
+    ("What is frozen water called?", "Ice"), ("What is the opposite of hot?", "Cold"),
+    ("Which animal barks?", "Dog"), ("What is ten minus three?", "Seven"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +117,8 @@ def _is_ready(client: httpx.Client) -> bool:
 
 
 def test_it_says_paris_at_two_bits(server: httpx.Client) -> None:
-    """In a chat and as a completion, behind so much text that the packed layers read codes."""
-    before = "".join(f"Question: What is {n} + 1?\nAnswer: {n + 1}\n" for n in range(30))
+    """In a chat and as a completion, behind so many other questions that the packed layers read codes."""
+    before = "".join(f"Question: {question}\nAnswer: {answer}\n" for question, answer in KNOWN * 3)
     body = {"prompt": f"{before}Question: {QUESTION}\nAnswer:", "max_tokens": 4, "temperature": 0, "stop": ["\n"]}
     answer = server.post("/v1/completions", json=body).json()
     assert answer["usage"]["prompt_tokens"] > 300 and answer["choices"][0]["text"].strip() == "Paris"
