@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache
+from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache
 
 from quant_core.cache.memory_plan import plan_memory
 from quant_core.cache.packed_store import PackedStore
@@ -21,6 +21,7 @@ from quant_core.calibrate.layers import packable_layers
 from quant_core.codec.codec import ModelCodec
 from quant_core.codec.spec import VQSpec, WindowSpec
 from quant_core.proof.random_codec import random_layer_codec
+from server.engine import batch
 from server.engine.batch import Batch
 from server.engine.loop import EngineLoop
 from server.engine.request import GenerationRequest, TokenEvent
@@ -166,7 +167,7 @@ def without_padding(cache: Any) -> Callable[..., Any]:
 MUTANTS = {
     "llama": (BatchVQCache, "offset", property(lambda self: mx.array([max(self.lengths)] * len(self.lengths)))),
     "gpt_oss": (BatchRotatingKVCache, "make_mask", without_padding(BatchRotatingKVCache)),
-    "qwen3_next": (ArraysCache, "make_mask", lambda self, *args, **options: None),
+    "recurrent_gemma": (batch, "reads_side_by_side", lambda model: True),
     "deepseek_v3": (BatchKVCache, "make_mask", without_padding(BatchKVCache)),
 }
 
