@@ -70,6 +70,11 @@ def chat(port: int, timeout_s: float = 10) -> int:
     return status
 
 
+def test_a_server_has_10_s_for_headers_and_60_for_a_body() -> None:
+    limits = ConnectionLimits(40)
+    assert (limits.headers_s, limits.body_s) == (10, 60)
+
+
 def test_a_silent_connection_is_closed(engine: FakeEngine) -> None:
     with limited(engine) as port, connect(port) as silent:
         start = time.monotonic()

@@ -48,6 +48,9 @@ def test_an_abort_while_waiting_reading_and_writing(model: Any, tokenizer: Any) 
         assert isinstance(list(writing)[-1], AbortEvent)
         loop.abort("nobody", "never heard of")
         assert ask(loop, request("d", prompt(10), 3)).finish.completion_tokens == 3
+        # Each is in one counter, also the one that never ran.
+        counters = loop.status().counters
+        assert (counters["accepted_requests"], counters["aborted_requests"], counters["finished_requests"]) == (4, 3, 1)
 
 
 def test_an_abort_frees_within_one_step(model: Any, tokenizer: Any) -> None:
