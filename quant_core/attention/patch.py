@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from functools import wraps
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import mlx.core as mx
 from mlx_lm.models import base
@@ -34,9 +34,21 @@ class AttentionView(Protocol):
         `sink_logits [Hq]`: a learned sink of every head, one more term of the softmax's denominator.
         """
 
-    def astype(self, dtype: mx.Dtype) -> AttentionView:
+
+class KeysView:
+    """What models do with keys besides attending to them."""
+
+    def astype(self, dtype: mx.Dtype) -> Self:
         """Itself, for models that ask for keys in float32: attention's own sums are float32 in every back end."""
         return self
+
+
+class ViewCache(KeysView):
+    """A cache that is its own view."""
+
+    def keys_and_values(self) -> tuple[Self, Self]:
+        """What `update_and_fetch` returned, for a layer that reads this one's keys."""
+        return self, self
 
 
 def install() -> None:

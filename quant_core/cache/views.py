@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from quant_core.attention.fused import attend_band, inverse_keys, plan_bands
-from quant_core.attention.patch import AttentionView
+from quant_core.attention.patch import KeysView
 from quant_core.attention.streaming import Block, ExactColumns, attend_row, exact_columns
 from quant_core.backends.base import KernelBackend
 from quant_core.cache.pool import MAX_BYTES_IN_FLIGHT, Arena
@@ -46,7 +46,7 @@ class PackedLayer:
         return self
 
 
-class DecodeView(AttentionView):
+class DecodeView(KeysView):
     """What a decode step's attention reads: everything lies in rings and pool.
 
     Attributes:
@@ -133,7 +133,7 @@ class PrefillRow:
         return exact_columns(self.rings, self.index, begin, end, window, (self.keys, self.values))
 
 
-class FusedPrefillView(AttentionView):
+class FusedPrefillView(KeysView):
     """What a prompt chunk's attention reads on a GPU, all rows together.
 
     Attributes:
@@ -173,7 +173,7 @@ class FusedPrefillView(AttentionView):
         return attend_band(own, scale, band, raw, values, codec, window, sink_logits)
 
 
-class PrefillView(AttentionView):
+class PrefillView(KeysView):
     """What a prompt chunk's attention reads, row by row, so that a row's result does not depend on its batch.
 
     Attributes:

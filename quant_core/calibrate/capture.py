@@ -6,10 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from quant_core.attention.patch import AttentionView
+from quant_core.attention.patch import ViewCache
 
 
-class CaptureCache(AttentionView):
+class CaptureCache(ViewCache):
     """One layer's cache of a single row, as mlx-lm sees it.
 
     Attributes:
@@ -44,10 +44,6 @@ class CaptureCache(AttentionView):
             self.keys = mx.concatenate([self.keys, keys], axis=2)
             self.values = mx.concatenate([self.values, values], axis=2)
         self._is_read = False
-        return self, self
-
-    def keys_and_values(self) -> tuple[CaptureCache, CaptureCache]:
-        """What `update_and_fetch` returned, for a layer that reads this one's keys."""
         return self, self
 
     def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:

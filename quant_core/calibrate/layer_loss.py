@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
+from quant_core.attention.patch import ViewCache
 from quant_core.backends.base import KernelBackend
 from quant_core.codec import space as code_space
 from quant_core.codec.arrays import EXACT_DTYPE
@@ -54,7 +55,7 @@ class LayerLoss:
         return LayerLoss(self.keys + other.keys, self.values + other.values, self.output + other.output)
 
 
-class TappedCache(KVCache):  # type: ignore[misc]
+class TappedCache(ViewCache, KVCache):  # type: ignore[misc]
     """mlx-lm's plain cache of one layer, going on from `cache`, which keeps the queries of the next forward pass.
 
     Attributes:
@@ -78,11 +79,17 @@ class TappedCache(KVCache):  # type: ignore[misc]
         super().update_and_fetch(keys, values)
         return self, self
 
+    @property
+    def state(self) -> tuple[mx.array, mx.array]:
+        """Keys and values of all tokens, `[1, Hkv, T, D]`."""
+        keys, values = KVCache.keys_and_values(self)
+        return keys, values
+
     def attend(self, queries: mx.array, scale: float, sink_logits: mx.array | None = None) -> mx.array:
         """Exact causal attention of `queries [1, Hq, L, D]`, as mlx-lm's own."""
         if self.queries is None:
             self.queries, self.scale, self.sink_logits = queries, scale, sink_logits
-        keys, values = self.keys_and_values()
+        keys, values = self.state
         return _attention(queries, keys, values, scale, sink_logits)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str | None:
@@ -128,7 +135,7 @@ def layer_loss(
     assert cache.queries is not None  # the last chunk reached this layer
     begin = int(cache.offset) - int(cache.queries.shape[2])
     read = read_alike(begin, int(cache.offset), window)
-    keys, values = (x[:, :, : read.stop].astype(mx.float32) for x in cache.keys_and_values())
+    keys, values = (x[:, :, : read.stop].astype(mx.float32) for x in cache.state)
     errors = LayerLoss()
     coded: list[tuple[mx.array, mx.array]] = []
     for at in range(0, read.code_end, BLOCK_TOKENS):

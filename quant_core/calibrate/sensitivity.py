@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quant_core.attention.patch import ViewCache
 from quant_core.attention.softmax import softmax
 from quant_core.calibrate.capture import CaptureCache
 from quant_core.codec.spec import PAGE_SIZE, WindowSpec
@@ -29,7 +30,7 @@ CPU_GRADIENT_PART = 4
 MAX_GRADIENT_TOKENS = 128
 
 
-class NudgedCache:
+class NudgedCache(ViewCache):
     """One layer's cache of a single row whose coded tokens can be nudged: exact attention for a nudge of 0.
 
     Args:

@@ -185,7 +185,7 @@ def _tables(numbers: list[mx.array]) -> list[mx.array]:
     return [n * n.shape[-1] for n in numbers]
 
 
-class CodedCache:
+class CodedCache(patch.ViewCache):
     """One layer's cache of a single row, read once from its start: coded tokens are their tables' entries.
 
     Args:
