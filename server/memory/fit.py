@@ -73,8 +73,9 @@ def loaded_bytes(folder: Path, file_bytes: int) -> int:
     try:
         config = read_object(folder / "config.json")
         quantised = config.get("quantization") or {}
+        whole = 32.0 if config.get("dtype", config.get("torch_dtype")) == "float32" else 16.0
         # A scale and a bias of 16 bits for every group of weights.
-        bits = quantised["bits"] + 32 / quantised.get("group_size", 64) if quantised else 16.0
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        bits = 16.0
-    return int(file_bytes * 32 / bits)
+        bits = quantised["bits"] + 32 / quantised.get("group_size", 64) if quantised else whole
+        return int(file_bytes * 32 / max(bits, 1.0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+        return 2 * file_bytes

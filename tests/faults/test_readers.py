@@ -140,6 +140,9 @@ def put_cached(name: str) -> Callable[[Path], Path]:
         model = write_tiny_model(repository / "snapshots" / "1", "llama")
         index = {"metadata": {}, "weight_map": {"model.norm.weight": "model.safetensors"}}
         (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        config = json.loads((model / "config.json").read_text())
+        quantised = {**config, "quantization": {"bits": 4, "group_size": 64}, "text_config": {"num_hidden_layers": 2}}
+        (model / "config.json").write_text(json.dumps(quantised))
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("1")
         return repository / "refs" / "main" if name == "main" else model / name
