@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -237,6 +237,9 @@ class PrefixDisk:
         while name is not None and (page := self._loose.get(name)) is not None:
             chain.append(page)
             name = page.parent
+        # The pages that it shares must stay: one that holds them does.
+        holder = self.catalogue.holders_of(name)[-1:] if name is not None else []
+        self._make_room(num_bytes + sum(page.num_bytes for page in chain), {prefix.name, *holder})
         if not self.catalogue.add(replace(prefix, num_bytes=num_bytes), chain[::-1]):
             # A page was evicted meanwhile, or not written: the next prefix of this prompt brings it again.
             self.files.delete(prefix.name)
@@ -258,6 +261,15 @@ class PrefixDisk:
             lengths = [0, *(t.length for t in tails)]
             nearest = min(range(len(tails) - 2), key=lambda i: lengths[i + 1] - lengths[i])
             self._delete([tails.pop(nearest).name])
+
+    def _make_room(self, num_bytes: int, kept: Collection[bytes]) -> None:
+        """Evict what is longest unused until so many bytes fit, but none of `kept`."""
+        for oldest in self.catalogue.prefixes():
+            if self.catalogue.num_bytes + num_bytes <= self.max_bytes:
+                return
+            if oldest.name not in kept:
+                self._delete([oldest.name])
+                self._counts["evicted"] += 1
 
     def _keep_budget(self, newest: bytes) -> None:
         while self.catalogue.num_bytes > self.max_bytes:

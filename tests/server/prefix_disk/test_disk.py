@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,24 @@ def test_the_longest_unused_goes_and_bytes_stay_within_the_budget(tmp_path: Path
         size = sum(p.stat().st_size for p in (tmp_path / OBJECTS_FOLDER).rglob("*") if p.is_file())
         assert size == disk.catalogue.num_bytes <= disk.max_bytes
     assert files_of(tmp_path) == disk.catalogue.object_names()
+    disk.close()
+
+
+def test_room_is_made_before_something_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = PrefixDisk(tmp_path, 18 * (PAGE + 100))
+    add, most = disk.catalogue.add, list[int]()
+
+    def add_and_look(*given: Any) -> bool:
+        is_added = add(*given)
+        most.append(disk.catalogue.num_bytes)
+        return is_added
+
+    monkeypatch.setattr(disk.catalogue, "add", add_and_look)
+    for path in ((i, j, j, j) for i in range(9) for j in range(5)):
+        offer(disk, path)
+    disk.wait()
+    assert len(most) == 45 and max(most) <= disk.max_bytes
+    assert disk.stats().num_evicted > 20
     disk.close()
 
 
