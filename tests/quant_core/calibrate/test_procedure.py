@@ -18,6 +18,7 @@ from quant_core.calibrate.windows import builtin_prompts, builtin_windows, text_
 from quant_core.codec.spec import WindowSpec
 from quant_core.errors import CodecError
 from quant_core.slices import Progress, run
+from tests.helpers.architectures import build_architecture
 from tests.helpers.tiny_models import FAMILIES, VOCAB_SIZE, build_tiny_model, tiny_tokenizer
 
 T = TypeVar("T")
@@ -84,6 +85,18 @@ def test_every_family_gets_a_codec_that_runs(family: str) -> None:
     assert 0 < result.report.kl_mean < 1
     assert result.report.num_layers_packed == len(result.codec.layers) > 0
     assert [one.layer for one in result.report.per_layer] == sorted(result.codec.layers)
+    assert all(0 < one.output_error < 1 for one in result.report.per_layer)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma3n", {1}), ("stablelm", {0, 1, 2, 3})])
+def test_layers_whose_keys_others_read_or_that_cast_them_get_a_codec(name: str, layers: set[int]) -> None:
+    mx.disable_compile()
+    try:
+        windows = [[t % 150 for t in window] for window in random_windows(4, 200)]
+        result = calibrated(build_architecture(name), fit=windows[:3], held_out=windows[3:])
+    finally:
+        mx.enable_compile()
+    assert set(result.codec.layers) == layers
     assert all(0 < one.output_error < 1 for one in result.report.per_layer)
 
 
