@@ -80,13 +80,17 @@ class LimitedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection; beyond the limit, in the place of the quietest, or refuse it."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections:
-            quiet = [c for c in self.connections if isinstance(c, LimitedConnection) and c.is_quiet and c is not self]
+        if len(self.connections) > self._limits.max_connections and len(self._open()) > self._limits.max_connections:
+            quiet = [c for c in self._open() if c.is_quiet and c is not self]
             if not quiet:
                 self._refuse(NotReadyError("too many connections; retry later", retry_after_s=RETRY_AFTER_S))
                 return
             min(quiet, key=lambda c: c.quiet_since_s)._drop()
         self._enter("headers")
+
+    def _open(self) -> list[LimitedConnection]:
+        """Connections that are not about to be gone: of many that come in one turn each takes the place of another."""
+        return [c for c in self.connections if isinstance(c, LimitedConnection) and not c.transport.is_closing()]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()

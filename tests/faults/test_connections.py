@@ -191,7 +191,9 @@ def test_2300_idle_connections_to_a_server_of_its_own(tmp_path: Path) -> None:
         assert httpx.post(f"{server.url}{CHAT}", json=body, timeout=30).status_code == 200
         print(f"a chat took {time.monotonic() - start:.2f} s, the log grew by {len(server.log) - before} bytes")
         assert time.monotonic() - start < 15 and len(server.log) - before < 10_000
-        assert psutil.Process(server.process.pid).num_fds() < 1200
+        # A thousand connections, whatever comes in one turn of the loop.
+        process = psutil.Process(server.process.pid)
+        eventually(lambda: process.num_fds() < 1200, "the others are closed", 5)
 
 
 def test_no_http_is_answered_like_any_error(engine: FakeEngine) -> None:
