@@ -87,6 +87,14 @@ class Bench:
         return TextSource(seed, TOKENS_PER_WORD).text(num_tokens or self.num_tokens)
 
 
+def link_stored(home: Path, data: Path) -> None:
+    """Make a data directory with the models, codecs and verdicts that `home` has."""
+    data.mkdir()
+    for part in ("models", "artifacts", "verdicts"):
+        if (home / part).exists():
+            (data / part).symlink_to(home / part)
+
+
 def streamed(server: ServerProcess, body: Json, route: str = "/v1/completions") -> Streamed:
     """An answer, piece by piece."""
     found = Streamed(time.perf_counter())
@@ -252,11 +260,7 @@ def main() -> int:
     home, passed = user_data_dir(ServerConfig()), True
     for name in options.only or CHECKS:
         with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "data"
-            data.mkdir()
-            for part in ("models", "artifacts", "verdicts"):
-                if (home / part).exists():
-                    (data / part).symlink_to(home / part)
+            link_stored(home, Path(folder) / "data")
             start = time.perf_counter()
             is_kept, figures = CHECKS[name](Bench(Path(folder), options.model, options.tokens, options.turns))
         passed &= is_kept
