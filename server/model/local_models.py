@@ -83,6 +83,7 @@ def _is_language_model(config: Any) -> bool:
     """Whether mlx-lm may load it: a decoder with a vocabulary."""
     if not isinstance(config, dict) or "model_type" not in config:
         return False
-    text = {**config, **(config.get("text_config") or {})}
-    kinds = [str(kind) for kind in config.get("architectures") or ["ForCausalLM"]]
+    inner, named = config.get("text_config"), config.get("architectures")
+    text = {**config, **inner} if isinstance(inner, dict) else config
+    kinds = [str(kind) for kind in named] if isinstance(named, list) and named else ["ForCausalLM"]
     return "vocab_size" in text and any(kind.endswith(("ForCausalLM", "ForConditionalGeneration")) for kind in kinds)

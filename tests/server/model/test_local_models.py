@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from server.memory.fit import fit_of
-from server.model.local_models import cached_models
+from server.model.local_models import _is_language_model, cached_models
 
 CONFIG = {
     "model_type": "llama",
@@ -69,3 +71,9 @@ def test_a_model_fits_or_does_not(tmp_path: Path) -> None:
 def test_a_shape_that_is_not_known_is_judged_by_its_weights(tmp_path: Path) -> None:
     folder = put(tmp_path, "a/b", {**CONFIG, "kv_lora_rank": 512})
     assert str(fit_of(folder, 1 << 20, room_bytes=4 << 30)) == "fits"
+
+
+@pytest.mark.parametrize("field", ["text_config", "architectures"])
+@pytest.mark.parametrize("value", [True, 7, "text", ["LlamaForCausalLM", 3], {"LlamaForCausalLM": 3}])
+def test_a_field_of_another_kind_is_no_crash(field: str, value: object) -> None:
+    assert isinstance(_is_language_model({"model_type": "llama", "vocab_size": 9, field: value}), bool)
