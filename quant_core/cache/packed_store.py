@@ -68,7 +68,11 @@ class PackedStore:
         self.backend = backend or choose_backend("auto")
         self._model = model
         self.arena = Arena(plan.pool, page_layout(codec))
-        self.layers = {i: PackedLayer(i, c, codec, self.arena, self.backend) for i, c in codec.layers.items()}
+        # Layers without a cache of their own read an earlier one's keys (gemma3n).
+        is_read_again = len(make_prompt_cache(model)) < len(model.layers)
+        self.layers = {
+            i: PackedLayer(i, c, codec, self.arena, self.backend, is_read_again) for i, c in codec.layers.items()
+        }
         self._snapshots: set[PackedSnapshot] = set()
         self._codec_info = {**codec.info, **asdict(codec.window)}
         # Summed once: usage is asked for at every step.

@@ -25,13 +25,18 @@ BLOCK_PAGES = 16
 
 @dataclass(frozen=True, eq=False)
 class PackedLayer:
-    """What all rows of one layer share."""
+    """What all rows of one layer share.
+
+    Attributes:
+        is_read_again: later layers may read this one's keys, so a step's view is kept to its end.
+    """
 
     index: int
     codec: LayerCodec
     model_codec: ModelCodec
     arena: Arena
     backend: KernelBackend
+    is_read_again: bool = False
 
     @property
     def window(self) -> WindowSpec:

@@ -75,7 +75,9 @@ class BatchVQCache(_BaseCache):  # type: ignore[misc]
             view: Any = DecodeView(self.layer, self.rings, self.rows, starts, values.dtype)
         else:
             view = self._prefill(keys, values, starts, lengths)
-        self._view = view
+        if self.layer.is_read_again:
+            # Else a prompt's new vectors go layer by layer; those of 32 layers of 8 heads would be .3 GB a chunk.
+            self._view = view
         return view, view
 
     def keys_and_values(self) -> tuple[Any, Any]:

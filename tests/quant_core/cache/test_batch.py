@@ -192,6 +192,16 @@ def test_snapshots_of_equal_prefixes_share_pages(model: Any, store: PackedStore)
     store.check_integrity(rows)
 
 
+def test_a_layer_s_view_of_a_chunk_is_not_kept_for_nobody(store: PackedStore) -> None:
+    cache = store.new_row(None)[0]
+    new = mx.zeros((1, 2, 100, 64))
+    seen = weakref.ref(cache.update_and_fetch(new, new)[0])
+    gc.collect()
+    assert seen() is None
+    with pytest.raises(PoolError, match="one step"):
+        cache.keys_and_values()
+
+
 def test_a_reservation_covers_its_row_and_no_more(store: PackedStore) -> None:
     capacity = store.arena.table.capacity
     assert store.can_ever_fit(capacity * PAGE_SIZE)
